@@ -1,0 +1,1 @@
+"""Chapter 2: from text to batches of token ids."""

@@ -1,0 +1,1 @@
+"""Chapter 3: attention, from a dot product to many heads."""
