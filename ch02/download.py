@@ -1,6 +1,6 @@
 """Files that are not part of the course: looked for, downloaded, checked, cached.
 
-`fetch` looks in one folder, named by LLM_COURSE_DATA (default: the user's cache folder).
+`fetch` looks in one folder, LLM_COURSE_DATA (default: the user's cache folder).
 A file put there by hand counts as downloaded once its SHA-256 is right. Nothing is
 half-written: pooch downloads to a temporary name and renames it after the check.
 """
@@ -87,5 +87,6 @@ def fetch(file):
     tried = "".join(f"\n  {problem}" for problem in problems)
     raise InputError(
         f"{file.name} could not be downloaded. Tried:{tried}\n"
-        f"Put the file there by hand: {path} (SHA-256 {file.sha256}), or {file.instead}."
+        f"Put the file there by hand: {path} (SHA-256 {file.sha256}), "
+        f"or {file.instead}."
     )

@@ -1,0 +1,89 @@
+"""Which device to compute on, and whether it computes correctly.
+
+The CPU is the reference. An accelerator is used when PyTorch finds one and one small
+training step on it agrees with the same step on the CPU.
+"""
+
+import copy
+import sys
+
+import torch
+
+from ch02.cli import InputError
+from ch04.gpt import GPTModel
+
+ACCELERATORS = ("cuda", "mps", "xpu")  # in the order "auto" tries them
+TOLERANCE = 1e-3  # of the largest gradient; TF32 and MPS stay below it
+
+
+def is_available(name):
+    """Whether this PyTorch can compute on "cpu", "cuda", "mps" or "xpu"."""
+    return {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+        "xpu": lambda: hasattr(torch, "xpu") and torch.xpu.is_available(),
+    }[name]()
+
+
+def device_error(device):
+    """Compare one training step of a tiny GPT on the device with the CPU.
+
+    Returns the largest difference of any gradient, relative to the largest gradient.
+    """
+    config = {
+        "vocab_size": 61,
+        "context_length": 16,
+        "emb_dim": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "drop_rate": 0.0,
+        "qkv_bias": True,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        reference = GPTModel(config)
+        token_ids = torch.randint(config["vocab_size"], (4, 17))  # (B, T + 1)
+
+    def gradients(model, device):
+        inputs, targets = token_ids[:, :-1].to(device), token_ids[:, 1:].to(device)
+        logits = model.to(device)(inputs)  # (B, T, V)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.flatten()
+        )
+        loss.backward()
+        return torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
+
+    on_device = gradients(copy.deepcopy(reference), device)
+    on_cpu = gradients(reference, "cpu")
+    return ((on_device - on_cpu).abs().max() / on_cpu.abs().max()).item()
+
+
+def pick_device(name="auto"):
+    """Return the `torch.device` for "auto", "cpu", "cuda", "mps" or "xpu".
+
+    "auto" takes the first accelerator that works correctly, else the CPU. Raises
+    InputError if the named device is unknown or not there.
+    """
+    if name == "auto":
+        for candidate in ACCELERATORS:
+            if is_available(candidate):
+                error = device_error(candidate)
+                if error <= TOLERANCE:
+                    return torch.device(candidate)
+                print(
+                    f"Note: {candidate} gives wrong gradients here (off by {error:.0e}), "
+                    "so the CPU is used; --device forces it.",
+                    file=sys.stderr,
+                )
+        return torch.device("cpu")
+    if name != "cpu" and name not in ACCELERATORS:
+        raise InputError(
+            f"unknown device {name!r}: choose auto, cpu, {', '.join(ACCELERATORS)}"
+        )
+    if not is_available(name):
+        raise InputError(
+            f"this machine has no {name} device that PyTorch {torch.__version__} can "
+            "use; --device auto takes what is there"
+        )
+    return torch.device(name)
