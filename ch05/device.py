@@ -72,8 +72,8 @@ def pick_device(name="auto"):
                 if error <= TOLERANCE:
                     return torch.device(candidate)
                 print(
-                    f"Note: {candidate} gives wrong gradients here (off by {error:.0e}), "
-                    "so the CPU is used; --device forces it.",
+                    f"Note: {candidate} gives wrong gradients (off by {error:.0e}), so "
+                    "the CPU is used; --device forces it.",
                     file=sys.stderr,
                 )
         return torch.device("cpu")
