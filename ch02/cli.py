@@ -1,15 +1,23 @@
-"""What every script of the course does with input it cannot use.
+"""What the command lines of the course share.
 
-A script raises `InputError` where it notices the problem and wraps its work in
-`exit_on_input_error`: the reader gets one line and exit code 2, never a stack trace.
+Input a script cannot use gets one line on stderr and exit code 2, never a stack trace:
+`Parser` does so for options, `exit_on_input_error` for everything found out later.
 """
 
+import argparse
 import sys
 from contextlib import contextmanager
 
 
 class InputError(ValueError):
     """Something the reader handed in cannot be used; the message says what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that answers a wrong option in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help explains the options)\n")
 
 
 @contextmanager
@@ -20,3 +28,23 @@ def exit_on_input_error(script):
     except InputError as error:
         print(f"{script}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def positive_int(text):
+    """Option type: a whole number of at least 1."""
+    return _number(int, text, lambda n: n >= 1, "a whole number of at least 1")
+
+
+def positive_float(text):
+    """Option type: a finite number above 0."""
+    return _number(float, text, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def _number(kind, text, is_right, description):
+    try:
+        number = kind(text)
+    except ValueError:
+        number = None
+    if number is None or not is_right(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {description}")
+    return number

@@ -6,7 +6,6 @@ BPE vocabulary is not here. Run it: `python -m ch02.dataloader` prints the pipel
 numbers for the course's text, down to the shape of one embedded batch.
 """
 
-import argparse
 import os
 import re
 from functools import cache
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ch02.cli import InputError, exit_on_input_error
+from ch02.cli import InputError, Parser, exit_on_input_error, positive_int
 from ch02.download import THE_VERDICT, fetch
 
 STORY = Path(__file__).parent / "data" / "the-missing-sorts.txt"
@@ -181,16 +180,18 @@ def load_text(source=None):
 
 def main(argv=None):
     """Command line: walk a text through the pipeline and print its numbers."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dataloader", description="Text to batches of embedded tokens (chapter 2)."
     )
     parser.add_argument("--text", help="bundled, the-verdict, or the path of a file")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--max-length", type=int, default=4, help="tokens in a window")
-    parser.add_argument("--stride", type=int, default=4, help="tokens between windows")
+    parser.add_argument("--batch-size", type=positive_int, default=8)
+    parser.add_argument(
+        "--max-length", type=positive_int, default=4, help="tokens in a window"
+    )
+    parser.add_argument(
+        "--stride", type=positive_int, default=4, help="tokens between windows"
+    )
     args = parser.parse_args(argv)
-    if min(args.batch_size, args.max_length, args.stride) < 1:
-        parser.error("--batch-size, --max-length and --stride must be at least 1")
 
     with exit_on_input_error("dataloader"):
         raw_text = load_text(args.text)

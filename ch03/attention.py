@@ -7,10 +7,10 @@ model of chapter 4 uses. Faster variants of it are not here. Run it:
 Letters: B batch, T tokens, C width (d_in, d_out), H heads, D width of one head.
 """
 
-import argparse
-
 import torch
 from torch import nn
+
+from ch02.cli import Parser
 
 # "Your journey starts with one step", three made-up numbers a word (section 3.3)
 INPUTS = (
@@ -160,7 +160,7 @@ class MultiHeadAttention(nn.Module):
 
 def main(argv=None):
     """Command line: the output of every class for the six-token example."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="attention",
         description="Every attention class of chapter 3 on its six-token example.",
     )

@@ -7,11 +7,10 @@ ten tokens (nonsense, the same nonsense as in the book).
 Letters: B batch, T tokens, C width (emb_dim), V vocabulary.
 """
 
-import argparse
-
 import torch
 from torch import nn
 
+from ch02.cli import Parser, positive_int
 from ch02.dataloader import get_tokenizer
 from ch03.attention import MultiHeadAttention
 
@@ -178,17 +177,15 @@ def main(start_context="Hello, I am", max_new_tokens=10):
 
 def cli(argv=None):
     """Command line of `main`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gpt",
         description="Let an untrained GPT of 124M parameters continue a text.",
     )
     parser.add_argument("--prompt", default="Hello, I am", help="text to continue")
-    parser.add_argument("--max-new-tokens", type=int, default=10)
+    parser.add_argument("--max-new-tokens", type=positive_int, default=10)
     args = parser.parse_args(argv)
     if not args.prompt:
         parser.error("--prompt is empty")
-    if args.max_new_tokens < 1:
-        parser.error("--max-new-tokens must be at least 1")
     main(args.prompt, args.max_new_tokens)
 
 

@@ -5,6 +5,7 @@ training step on it agrees with the same step on the CPU.
 """
 
 import copy
+import ctypes
 import sys
 
 import torch
@@ -87,3 +88,20 @@ def pick_device(name="auto"):
             "use; --device auto takes what is there"
         )
     return torch.device(name)
+
+
+def reuse_freed_memory():
+    """Let the C library keep freed memory for the next training step (Linux, glibc).
+
+    By default every large tensor is mapped from the system, page by zeroed page, and
+    given back when freed: on a CPU that costs about as much as computing with it.
+    Returns whether it was possible; elsewhere nothing happens.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # names of the options in malloc.h
+    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))
