@@ -115,6 +115,8 @@ def embedding_space():
         "stove": (3.7, 0.4),
     }
 
+    assert words.keys() <= story_vocabulary().keys()
+
     def place(x, y):
         return 66 + 100 * x, 332 - 100 * y
 
@@ -468,7 +470,6 @@ def positions():
         f"{shape(tok + pos)}.",
     )
     word = tok_layer(torch.tensor(token_ids[0]))  # (C,)
-    word = tok_layer(torch.tensor(token_ids[0]))  # (C,)
     columns = [
         (176, "token embedding", "embeddings"),
         (372, "position embedding", "weights"),
@@ -480,10 +481,12 @@ def positions():
         fig.text(28, y + 15, f"position {p}", anchor="start", bold=True)
         fig.chips(118, y, tokens[:1], size=13)
         vectors = [word, pos[p], word + pos[p]]
-        for vector, (x, _, role) in zip(vectors, columns, strict=True):
-            values = [f"{v:.2f}" for v in vector[:3].tolist()]
-            fig.matrix(x, y, [values], role, cell=(54, 30))
-    note = f"the first 3 of {len(word)} numbers"
+        values = [[f"{v:.4f}" for v in vector[:2].tolist()] for vector in vectors]
+        for a, b, c in zip(*values, strict=True):
+            assert round(float(a) + float(b), 4) == float(c), "adds up as printed"
+        for row, (x, _, role) in zip(values, columns, strict=True):
+            fig.matrix(x + 17, y, [row], role, cell=(64, 30))
+    note = f"the first {len(values[0])} of {len(word)} numbers"
     fig.text(columns[1][0] + 81, 184, note, "muted", 12.5)
 
     fig.text(28, 285, "a batch", anchor="start", bold=True)
@@ -564,12 +567,12 @@ FIGURES = [
 ]
 
 
-def draw(root=ROOT):
+def draw_all(root=ROOT):
     """Write the chapter's figures to `root`/ch02/figures."""
     for figure in FIGURES:
         name = figure.__name__.replace("_", "-")
-        figure().save(Path(root) / "ch02" / "figures" / f"{name}.svg")
+        figure().save(Path(root, "ch02", "figures", f"{name}.svg"))
 
 
 if __name__ == "__main__":
-    draw()
+    draw_all()

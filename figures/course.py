@@ -93,9 +93,14 @@ def draw(lit=None, root=ROOT):
         fig.box(x - 66, y - 56, 132, 28, role, words, 13, mono=True)
     fig.text(28, 72, "text in at the bottom,", "muted", 13, "start")
     fig.text(28, 92, "answers out at the top", "muted", 13, "start")
-    fig.save(Path(root) / (lit or "") / "figures" / "course.svg")
+    fig.save(Path(root, lit or "", "figures", "course.svg"))
+
+
+def draw_all(root=ROOT):
+    """Write the figure without a lit chapter and those of LIT."""
+    for lit in [None, *LIT]:
+        draw(lit, root)
 
 
 if __name__ == "__main__":
-    for chapter in [None, *LIT]:
-        draw(chapter)
+    draw_all()

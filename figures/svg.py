@@ -10,33 +10,19 @@ from html import escape
 from math import dist
 from typing import NamedTuple
 
-# What a colour means, the same in every chapter: (fill, stroke, ink).
-# "ink" is plain writing and lines, "muted" what the reader may look past.
+# What a colour means, the same in every chapter: fill, stroke and ink in the light
+# scheme and in the dark one. "ink" is plain writing, "muted" stays in the background.
 PALETTE = {
-    "light": {
-        "card": ("#fdfdfc", "#d9dce1", "#1d2430"),
-        "ink": ("#fdfdfc", "#5a6473", "#1d2430"),
-        "muted": ("#f3f4f6", "#cdd2d9", "#5f6875"),
-        "text": ("#dfe8f6", "#56749f", "#1f3455"),
-        "ids": ("#cbeff2", "#0b8390", "#07474f"),
-        "embeddings": ("#d8f1d3", "#3a8c38", "#1d4f1c"),
-        "weights": ("#e8e0fa", "#7d5cc6", "#452a86"),
-        "attention": ("#fbdff0", "#bb3f8a", "#771a56"),
-        "target": ("#ffdccd", "#cf4f22", "#82290a"),
-        "highlight": ("#ffe07a", "#a97400", "#4d3600"),
-    },
-    "dark": {
-        "card": ("#171a21", "#3a414d", "#e8ebf0"),
-        "ink": ("#171a21", "#9aa4b3", "#e8ebf0"),
-        "muted": ("#20242c", "#444c59", "#a4adba"),
-        "text": ("#283a57", "#86a5d3", "#dde8fa"),
-        "ids": ("#0e4048", "#3fb9c6", "#c8f2f6"),
-        "embeddings": ("#1f4221", "#6bc166", "#d5f4d1"),
-        "weights": ("#3a2d62", "#a98be6", "#e7defc"),
-        "attention": ("#552140", "#df7fb8", "#fbdeee"),
-        "target": ("#60290f", "#f08c60", "#ffe1d4"),
-        "highlight": ("#6b5200", "#f0c23b", "#fff2c9"),
-    },
+    "card": ("#fdfdfc #d9dce1 #1d2430", "#171a21 #3a414d #e8ebf0"),
+    "ink": ("#fdfdfc #5a6473 #1d2430", "#171a21 #9aa4b3 #e8ebf0"),
+    "muted": ("#f3f4f6 #cdd2d9 #5f6875", "#20242c #444c59 #a4adba"),
+    "text": ("#dfe8f6 #56749f #1f3455", "#283a57 #86a5d3 #dde8fa"),
+    "ids": ("#cbeff2 #0b8390 #07474f", "#0e4048 #3fb9c6 #c8f2f6"),
+    "embeddings": ("#d8f1d3 #3a8c38 #1d4f1c", "#1f4221 #6bc166 #d5f4d1"),
+    "weights": ("#e8e0fa #7d5cc6 #452a86", "#3a2d62 #a98be6 #e7defc"),
+    "attention": ("#fbdff0 #bb3f8a #771a56", "#552140 #df7fb8 #fbdeee"),
+    "target": ("#ffdccd #cf4f22 #82290a", "#60290f #f08c60 #ffe1d4"),
+    "highlight": ("#ffe07a #a97400 #4d3600", "#6b5200 #f0c23b #fff2c9"),
 }
 SANS = "-apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MONO = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -62,14 +48,14 @@ def _style():
     """The palette as CSS: a shape, a text (-ink) and a line (-line) class per role."""
 
     def rules(scheme):
-        return "\n".join(
-            f".{role}{{fill:{fill};stroke:{stroke}}} .{role}-ink{{fill:{ink}}} "
-            f".{role}-line{{fill:none;stroke:{stroke}}}"
-            for role, (fill, stroke, ink) in PALETTE[scheme].items()
-        )
+        for role, colours in PALETTE.items():
+            fill, stroke, ink = colours[scheme].split()
+            yield f".{role}{{fill:{fill};stroke:{stroke}}} .{role}-ink{{fill:{ink}}}"
+            yield f".{role}-line{{fill:none;stroke:{stroke}}}"
 
-    dark = f"@media (prefers-color-scheme: dark) {{\n{rules('dark')}\n}}"
-    return f"<style>\n.mono{{font-family:{MONO}}}\n{rules('light')}\n{dark}\n</style>"
+    dark = ["@media (prefers-color-scheme: dark) {", *rules(1), "}", "</style>"]
+    mono = f".mono{{font-family:{MONO}}}"
+    return "\n".join(["<style>", mono, *rules(0), *dark])
 
 
 class Box(NamedTuple):

@@ -119,7 +119,7 @@ def check_packages():
         advice = install(f'"{name}=={tested[name]}"')
         if found is None:
             yield bad, name, "not installed", install(COURSE)
-        elif as_numbers(found) < as_numbers(minimum):
+        elif as_numbers(found) <= as_numbers(minimum):
             yield bad, name, f"{found}, the course needs {minimum}", advice
         elif "<" in bounds and as_numbers(found) >= as_numbers(bounds["<"]):
             yield WARN, name, f"{found} is newer than the course knows", advice
@@ -176,8 +176,8 @@ def check_device():
         try:
             error = device.device_error(name)
         except Exception as problem:
-            yield FAIL, name, one_line(problem), advice
-            return  # pick_device would stumble over it as well
+            yield WARN, name, one_line(problem), advice
+            continue
         model = torch.cuda.get_device_name() if name == "cuda" else "found"
         if error <= device.TOLERANCE:
             yield OK, name, f"{model}; a training step is the CPU's up to {error:.0e}"
