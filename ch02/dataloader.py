@@ -80,8 +80,9 @@ class GPTDatasetV1(Dataset):
             )
         token_ids = torch.tensor(token_ids)
         for i in range(0, len(token_ids) - max_length, stride):
-            self.input_ids.append(token_ids[i : i + max_length])  # (T,)
-            self.target_ids.append(token_ids[i + 1 : i + max_length + 1])  # (T,)
+            # Two views of the same ids, each of shape (T,), one token apart
+            self.input_ids.append(token_ids[i : i + max_length])
+            self.target_ids.append(token_ids[i + 1 : i + max_length + 1])
 
     def __len__(self):
         return len(self.input_ids)

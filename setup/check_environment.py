@@ -179,7 +179,7 @@ def check_device():
             yield WARN, name, one_line(problem), advice
             continue
         model = torch.cuda.get_device_name() if name == "cuda" else "found"
-        if error >= 0:
+        if error <= device.TOLERANCE:
             yield OK, name, f"{model}; a training step is the CPU's up to {error:.0e}"
         else:
             text = f"{model}; gradients are off by {error:.0e}, so the CPU is used"
