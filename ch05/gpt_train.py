@@ -36,7 +36,7 @@ MODELS = {
         },
         {
             "learning_rate": 2e-3,
-            "num_epochs": 15,
+            "num_epochs": 20,
             "batch_size": 2,
             "weight_decay": 0.1,
             "eval_freq": 10,
@@ -304,16 +304,18 @@ def cli(argv=None):
             "seed": args.seed,
             "dtype": args.dtype,
         }
+        train_loader, val_loader = create_loaders(text, config, args.batch_size)
         checkpoint = open_run(args.out_dir, settings, args.resume)
 
         torch.manual_seed(args.seed)
         model = GPTModel(config).to(device)
         optimizer = create_optimizer(model, settings)
-        train_loader, val_loader = create_loaders(text, config, args.batch_size)
         parameters = sum(p.numel() for p in model.parameters())
         print(
             f"Model   {args.model}, {parameters:,} parameters, {args.dtype}, {device}"
         )
+        # Each weight is kept four times: itself, its gradient, AdamW's two averages
+        print(f"Memory  {parameters * 16 / 1e9:.1f} GB and more for the activations")
         print(f"Text    {len(text):,} characters, 9/10 for training")
         print(
             f"Run     {args.epochs} epochs of {len(train_loader)} steps, each "

@@ -42,6 +42,8 @@ def open_run(run_dir, settings, resume):
         (run_dir / "checkpoints" / "writable").unlink()
     except OSError as error:
         raise InputError(f"cannot write to {run_dir}: {error.strerror}") from None
+    for partial in run_dir.glob("checkpoints/partial-*"):
+        shutil.rmtree(partial)  # of a run that was killed while saving
     newest = latest_checkpoint(run_dir)
     if newest is None:
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
