@@ -67,16 +67,20 @@ def pick_device(name="auto"):
     InputError if the named device is unknown or not there.
     """
     if name == "auto":
-        for candidate in ACCELERATORS:
-            if is_available(candidate):
+        for candidate in filter(is_available, ACCELERATORS):
+            try:
                 error = device_error(candidate)
+            except RuntimeError as failure:  # a driver too old, no memory left
+                problem = str(failure).splitlines()[0]
+            else:
                 if error <= TOLERANCE:
                     return torch.device(candidate)
-                print(
-                    f"Note: {candidate} gives wrong gradients (off by {error:.0e}), so "
-                    "the CPU is used; --device forces it.",
-                    file=sys.stderr,
-                )
+                problem = f"its gradients are off by {error:.0e}"
+            print(
+                f"Note: {candidate} does not work here ({problem}), so the CPU is "
+                "used; --device forces it.",
+                file=sys.stderr,
+            )
         return torch.device("cpu")
     if name != "cpu" and name not in ACCELERATORS:
         raise InputError(
