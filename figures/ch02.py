@@ -45,12 +45,12 @@ def story_vocabulary():
 
 
 def visible(token):
-    """A token with its blanks shown as dots."""
+    """A token with its spaces shown as dots."""
     return token.replace(" ", "·")
 
 
 def bpe(text):
-    """The GPT-2 tokens of `text`, blanks shown, and their ids."""
+    """The GPT-2 tokens of `text`, spaces shown, and their ids."""
     tokenizer = get_tokenizer()
     token_ids = tokenizer.encode(text)
     return [visible(tokenizer.decode([i])) for i in token_ids], token_ids
@@ -70,9 +70,11 @@ def first_batch():
 
 @cache
 def embedding_layers():
-    """The token and the position layer of section 2.8."""
+    """The token and the position layer of section 2.8, as the notebook draws them."""
     torch.manual_seed(123)
+    torch.nn.Embedding(6, 3)  # section 2.7
     layer = torch.nn.Embedding(get_tokenizer().n_vocab, 256)
+    first_batch()
     return layer, torch.nn.Embedding(4, 256)
 
 
@@ -155,7 +157,7 @@ def pipeline():
     )
     left, column = 146, 116
     wide = column * len(tokens)
-    rows = {"text": 76, "tokens": 134, "token ids": 192, "embeddings": 248}
+    rows = {"text": 76, "tokens": 134, "token IDs": 192, "embeddings": 248}
     for name, y in (rows | {"+ positions": 288, "model": 358}).items():
         fig.text(28, y, name, anchor="start", bold=True)
     fig.box(left, 61, wide, 30, "text", phrase, mono=True)
@@ -174,7 +176,7 @@ def pipeline():
     shapes |= {134: f"{len(tokens)} tokens", 192: f"({len(token_ids)},)"}
     for y, words in (shapes | {268: shape(vectors)}).items():
         fig.text(left + wide + 18, y, words, "muted", 13, "start", mono=True)
-    note = "· is a blank, part of its token; a strip stands for "
+    note = "· is a space, part of its token; a strip stands for "
     fig.text(WIDTH / 2, 399, f"{note}{vectors.shape[1]} numbers", "muted", 12.5)
     return fig
 
@@ -191,13 +193,13 @@ def splitting():
         WIDTH,
         340,
         "Each separator added to the pattern cuts a little finer",
-        f"The sentence '{sentence}' split three times: at blanks; at commas and full "
-        "stops too; at every punctuation mark and dash, with the blanks dropped.",
+        f"The sentence '{sentence}' split three times: at spaces; at commas and full "
+        "stops too; at the other marks and the double hyphen, with the spaces dropped.",
     )
     steps = [
-        ("at blanks", r"(\s)", split(r"(\s)", sentence)),
+        ("at spaces", r"(\s)", split(r"(\s)", sentence)),
         ("+ comma, full stop", r"([,.]|\s)", split(r"([,.]|\s)", sentence)),
-        ("+ all marks, dashes", "blanks dropped", split_words(sentence)),
+        ("+ other marks, --", "spaces dropped", split_words(sentence)),
     ]
     fig.text(28, 78, "sentence", anchor="start", bold=True)
     fig.box(210, 62, chip_width(sentence), 32, "text", sentence, mono=True)
@@ -428,11 +430,11 @@ def embedding_lookup():
     torch.manual_seed(123)
     layer, token_id = torch.nn.Embedding(6, 3), 3
     rows = [[f"{v:.4f}" for v in row] for row in layer.weight.tolist()]
-    vector = layer(torch.tensor(token_id))
+    vector = layer(torch.tensor([token_id]))
     fig = Figure(
         WIDTH,
         330,
-        "An embedding layer is a table: the token id picks a row",
+        "An embedding layer is a table: the token ID picks a row",
         f"A weight matrix of shape {shape(layer.weight)}; token id {token_id} picks "
         f"row {token_id}, the vector {rows[token_id]}.",
     )
@@ -444,7 +446,7 @@ def embedding_lookup():
     row = table.at(token_id, 0, len(rows[0]))
     y = row.left[1]
     fig.box(52, y - 17, 44, 34, "ids", str(token_id), 15, mono=True)
-    fig.text(74, y - 32, "token id", "ids", 14, bold=True)
+    fig.text(74, y - 32, "token ID", "ids", 14, bold=True)
     fig.arrow((102, y), (174, y))
     caption = shape(vector)
     out = fig.matrix(492, row.y, [rows[token_id]], "embeddings", size, (), caption)
@@ -464,7 +466,7 @@ def positions():
         WIDTH,
         390,
         "The same token at another position becomes another vector",
-        f"In{' '.join(tokens)} the token {tokens[0]} stands at positions 0 and "
+        f"In '{''.join(tokens)}' the token {tokens[0]} stands at positions 0 and "
         f"{len(tokens) - 1}. Its token embedding is the same, the position embedding "
         f"and so the sum differ. Shapes: {shape(tok)} + {shape(pos)} = "
         f"{shape(tok + pos)}.",
@@ -481,11 +483,11 @@ def positions():
         fig.text(28, y + 15, f"position {p}", anchor="start", bold=True)
         fig.chips(118, y, tokens[:1], size=13)
         vectors = [word, pos[p], word + pos[p]]
-        values = [[f"{v:.4f}" for v in vector[:2].tolist()] for vector in vectors]
+        values = [[f"{v:.2f}" for v in vector[:3].tolist()] for vector in vectors]
         for a, b, c in zip(*values, strict=True):
-            assert round(float(a) + float(b), 4) == float(c), "adds up as printed"
+            assert round(float(a) + float(b), 2) == float(c), "adds up as printed"
         for row, (x, _, role) in zip(values, columns, strict=True):
-            fig.matrix(x + 17, y, [row], role, cell=(64, 30))
+            fig.matrix(x, y, [row], role, cell=(54, 30))
     note = f"the first {len(values[0])} of {len(word)} numbers"
     fig.text(columns[1][0] + 81, 184, note, "muted", 12.5)
 
@@ -540,7 +542,7 @@ def input_pipeline():
     fig.arrow((690, 148), (732, 148), label="model")
     names = [
         (90, "text", "text", "str", f"{len(text):,} characters"),
-        (262, "token ids", "ids", "(N,)", shape(token_ids)),
+        (262, "token IDs", "ids", "(N,)", shape(token_ids)),
         (410, "windows", "ids", "(B, T)", shape(inputs)),
         (611, "input embeddings", "embeddings", "(B, T, C)", shape(embedded)),
     ]
