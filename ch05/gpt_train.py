@@ -285,7 +285,7 @@ def parse_args(argv=None):
 
 def cli(argv=None):
     """Command line: train, evaluate, sample, checkpoint, plot."""
-    from ch05.resumable import open_run, train_resumable
+    from ch05.resumable import ResumableTraining, open_run
 
     args = parse_args(argv)
     with exit_on_input_error("gpt_train"):
@@ -322,7 +322,7 @@ def cli(argv=None):
             f"{args.batch_size} x {config['context_length']} tokens -> {args.out_dir}"
         )
         print(f"Expect  a first loss near ln({config['vocab_size']}) = 10.8\n")
-        metrics, stopped_by = train_resumable(
+        training = ResumableTraining(
             model,
             config,
             train_loader,
@@ -332,12 +332,15 @@ def cli(argv=None):
             get_tokenizer(),
             args.out_dir,
             settings,
-            checkpoint,
             num_epochs=args.epochs,
             start_context=args.prompt,
             save_every=args.save_every,
         )
-        save_plot(metrics, len(train_loader), args.out_dir / "loss-plot.png")
+        if checkpoint:
+            training.restore(checkpoint)
+            print(f"Going on after step {training.position['step']}.")
+        stopped_by = training.train()
+        save_plot(training.metrics, len(train_loader), args.out_dir / "loss-plot.png")
     if stopped_by:
         print(f"\nStopped and saved in {args.out_dir}; --resume continues this run.")
         raise SystemExit(128 + stopped_by)

@@ -13,9 +13,12 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ch02.cli import InputError
@@ -92,114 +95,178 @@ def read_metrics(run_dir, before_step=math.inf):
     return records
 
 
-def train_resumable(
-    model,
-    config,
-    train_loader,
-    val_loader,
-    optimizer,
-    device,
-    tokenizer,
-    run_dir,
-    settings,
-    checkpoint,
-    num_epochs,
-    start_context,
-    save_every,
-):
-    """Train until num_epochs are done or a signal asks to stop.
+@dataclass
+class ResumableTraining:
+    """One training run: what it trains on what, and how far it is.
 
-    checkpoint: what `open_run` returned. settings: as given to `open_run`, among them
-    eval_freq, eval_iter (as in `train_model_simple`) and dtype ("fp32" or "bf16").
-    Returns (metrics records, signal number or None).
+    settings: as given to `open_run`, among them eval_freq and eval_iter (as in
+    `train_model_simple`) and dtype ("fp32" or "bf16"). save_every: steps from one
+    checkpoint to the next.
     """
-    position = {"epoch": 0, "batch": 0, "step": 0, "tokens_seen": 0, "seconds": 0.0}
-    rng_states = None
-    if checkpoint:
-        rng_states, position = load_checkpoint(checkpoint, model, optimizer)
-    metrics = _rewrite_metrics(run_dir, position["step"])
-    started = time.perf_counter() - position["seconds"]
-    steps = num_epochs * len(train_loader)
-    mixed_precision = torch.autocast(
-        device.type, torch.bfloat16, enabled=settings["dtype"] == "bf16"
-    )
 
-    def save():
-        position["seconds"] = time.perf_counter() - started
-        position.update(settings=settings, num_epochs=num_epochs)
-        states = {**_get_rng_states(device), "epoch_start": epoch_start}
-        save_checkpoint(run_dir, model, config, optimizer, states, position)
+    model: nn.Module
+    config: dict
+    train_loader: DataLoader
+    val_loader: DataLoader
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    tokenizer: object
+    run_dir: Path
+    settings: dict
+    num_epochs: int
+    start_context: str
+    save_every: int
 
-    with _stop_requests() as stop, _progress_bar(position, steps, train_loader) as bar:
-        for epoch in range(position["epoch"], num_epochs):
-            model.train()
-            skip = position["batch"]
-            if rng_states:
-                _set_rng_states(device, rng_states, at_epoch_start=skip > 0)
-            epoch_start = torch.get_rng_state()
+    def __post_init__(self):
+        self.position = {"epoch": 0, "batch": 0, "step": 0, "tokens_seen": 0}
+        self.seconds_before = 0.0
+        self.rng_states = None  # those of a checkpoint, until they are put back
+        self.metrics = []
+        self.mixed_precision = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings["dtype"] == "bf16"
+        )
 
-            for batch, (input_batch, target_batch) in enumerate(train_loader, start=1):
-                # Seen before the checkpoint: drawn again only to reach the same place
-                if batch <= skip:
-                    if batch == skip:
-                        _set_rng_states(device, rng_states)
-                    continue
-                optimizer.zero_grad()
-                with mixed_precision:
-                    loss = calc_loss_batch(input_batch, target_batch, model, device)
-                loss.backward()
-                optimizer.step()
-                step = position["step"]
-                position["step"] += 1
-                position["tokens_seen"] += input_batch.numel()
-                position["batch"] = batch
-                bar.update(input_batch.numel())
+    def restore(self, checkpoint):
+        """Go back to a checkpoint; what was recorded after it is dropped."""
+        self.rng_states, position = load_checkpoint(
+            checkpoint, self.model, self.optimizer
+        )
+        self.seconds_before = position["seconds"]
+        self.position = {key: position[key] for key in self.position}
+        self.metrics = read_metrics(self.run_dir, before_step=position["step"])
+        (self.run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        for record in self.metrics:
+            self._append_metrics(record)
 
-                if step % settings["eval_freq"] == 0:
-                    with mixed_precision:
-                        train_loss, val_loss = evaluate_model(
-                            model,
-                            train_loader,
-                            val_loader,
-                            device,
-                            settings["eval_iter"],
-                        )
-                    seconds = time.perf_counter() - started
-                    record = {
-                        "step": step,
-                        "epoch": epoch + 1,
-                        "tokens_seen": position["tokens_seen"],
-                        "train_loss": train_loss,
-                        "val_loss": val_loss,
-                        "learning_rate": optimizer.param_groups[0]["lr"],
-                        "seconds": round(seconds, 2),
-                        "tokens_per_second": round(position["tokens_seen"] / seconds),
-                    }
-                    metrics.append(record)
-                    _append_metrics(run_dir, record)
-                    with tqdm.external_write_mode(file=sys.stdout):
-                        print(
-                            f"Ep {epoch + 1} (Step {step:06d}): "
-                            f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
-                        )
-                    if not math.isfinite(train_loss):
-                        raise InputError(
-                            f"the loss is {train_loss} at step {step}: lower --lr"
-                        )
+    def train(self):
+        """Train to the end, or until a signal asks to stop.
 
-                if batch == len(train_loader):
-                    position["epoch"], position["batch"] = epoch + 1, 0
-                    with tqdm.external_write_mode(file=sys.stdout), mixed_precision:
-                        generate_and_print_sample(
-                            model, tokenizer, device, start_context
-                        )
-                done = position["epoch"] == num_epochs
-                if done or stop["signal"] or position["step"] % save_every == 0:
-                    save()
-                if stop["signal"] and not done:
-                    return metrics, stop["signal"]
-            rng_states = None
-    return metrics, None
+        Returns the signal's number or None. In either case all that was done is saved.
+        """
+        self.started = time.perf_counter() - self.seconds_before
+        with _stop_requests() as stop, self._progress_bar() as self.bar:
+            while self.position["epoch"] < self.num_epochs:
+                for input_batch, target_batch in self._remaining_batches():
+                    self._train_step(input_batch, target_batch)
+                    if (self.position["step"] - 1) % self.settings["eval_freq"] == 0:
+                        self._evaluate()
+                    if self.position["batch"] == len(self.train_loader):
+                        self._end_epoch()
+                    done = self.position["epoch"] == self.num_epochs
+                    if done or stop["signal"] or self._checkpoint_is_due():
+                        self._save()
+                    if stop["signal"] and not done:
+                        return stop["signal"]
+        return None
+
+    def _remaining_batches(self):
+        """The batches of the current epoch that are not done yet, as an iterator."""
+        self.model.train()
+        done = self.position["batch"]
+        if self.rng_states:
+            _set_rng_states(self.device, self.rng_states, at_epoch_start=done > 0)
+        self.epoch_start = torch.get_rng_state()
+        batches = iter(self.train_loader)
+        if done:
+            # Drawn again only to reach the same place in the shuffled data
+            for _ in range(done):
+                next(batches)
+            _set_rng_states(self.device, self.rng_states)
+        self.rng_states = None
+        return batches
+
+    def _train_step(self, input_batch, target_batch):
+        self.optimizer.zero_grad()
+        with self.mixed_precision:
+            loss = calc_loss_batch(input_batch, target_batch, self.model, self.device)
+        loss.backward()
+        self.optimizer.step()
+        self.position["step"] += 1
+        self.position["batch"] += 1
+        self.position["tokens_seen"] += input_batch.numel()
+        self.bar.update(input_batch.numel())
+
+    def _evaluate(self):
+        with self.mixed_precision:
+            train_loss, val_loss = evaluate_model(
+                self.model,
+                self.train_loader,
+                self.val_loader,
+                self.device,
+                self.settings["eval_iter"],
+            )
+        step, seconds = self.position["step"] - 1, self._seconds()
+        record = {
+            "step": step,
+            "epoch": self.position["epoch"] + 1,
+            "tokens_seen": self.position["tokens_seen"],
+            "train_loss": train_loss,
+            "val_loss": val_loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(self.position["tokens_seen"] / seconds),
+        }
+        self.metrics.append(record)
+        self._append_metrics(record)
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(
+                f"Ep {record['epoch']} (Step {step:06d}): "
+                f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
+            )
+        if not math.isfinite(train_loss):
+            raise InputError(f"the loss is {train_loss} at step {step}: lower --lr")
+
+    def _end_epoch(self):
+        self.position["epoch"] += 1
+        self.position["batch"] = 0
+        with tqdm.external_write_mode(file=sys.stdout), self.mixed_precision:
+            generate_and_print_sample(
+                self.model, self.tokenizer, self.device, self.start_context
+            )
+
+    def _checkpoint_is_due(self):
+        return self.position["step"] % self.save_every == 0
+
+    def _save(self):
+        save_checkpoint(
+            self.run_dir,
+            self.model,
+            self.config,
+            self.optimizer,
+            {**_get_rng_states(self.device), "epoch_start": self.epoch_start},
+            {
+                **self.position,
+                "seconds": self._seconds(),
+                "num_epochs": self.num_epochs,
+                "settings": self.settings,
+            },
+        )
+
+    def _seconds(self):
+        """Time spent on this run, that before an interruption included."""
+        return time.perf_counter() - self.started
+
+    def _append_metrics(self, record):
+        path = self.run_dir / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+    def _progress_bar(self):
+        """Tokens done, time left, tokens per second; on stderr, only on a terminal."""
+        inputs, _ = self.train_loader.dataset[0]
+        tokens_per_batch = self.train_loader.batch_size * len(inputs)
+        return tqdm(
+            total=self.num_epochs * len(self.train_loader) * tokens_per_batch,
+            initial=self.position["tokens_seen"],
+            unit="tok",
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
+            disable=None,
+        )
 
 
 def _get_rng_states(device):
@@ -232,35 +299,3 @@ def _stop_requests():
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-
-
-def _progress_bar(position, steps, train_loader):
-    """Tokens done, time left, tokens per second; on stderr, and only on a terminal."""
-    inputs, _ = train_loader.dataset[0]
-    tokens_per_batch = train_loader.batch_size * len(inputs)
-    return tqdm(
-        total=steps * tokens_per_batch,
-        initial=position["tokens_seen"],
-        unit="tok",
-        unit_scale=True,
-        dynamic_ncols=True,
-        leave=False,
-        disable=None,
-    )
-
-
-def _append_metrics(run_dir, record):
-    try:
-        with open(Path(run_dir) / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write {run_dir}/metrics.jsonl: {error}") from None
-
-
-def _rewrite_metrics(run_dir, before_step):
-    """Drop what was recorded after the checkpoint; returns the records that stay."""
-    records = read_metrics(run_dir, before_step)
-    (Path(run_dir) / "metrics.jsonl").unlink(missing_ok=True)
-    for record in records:
-        _append_metrics(run_dir, record)
-    return records
