@@ -16,6 +16,12 @@ class InputError(ValueError):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that answers a wrong option in one line."""
 
+    def parse_args(self, *args, **kwargs):
+        if hasattr(sys.stdout, "reconfigure"):
+            # A terminal that lacks a character shows a stand-in, not an error
+            sys.stdout.reconfigure(errors="replace")
+        return super().parse_args(*args, **kwargs)
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (--help explains the options)\n")
 
@@ -33,6 +39,11 @@ def exit_on_input_error(script):
 def positive_int(text):
     """Option type: a whole number of at least 1."""
     return _number(int, text, lambda n: n >= 1, "a whole number of at least 1")
+
+
+def seed(text):
+    """Option type: what `torch.manual_seed` takes, without the negative numbers."""
+    return _number(int, text, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63")
 
 
 def positive_float(text):

@@ -156,9 +156,9 @@ def load_text(source=None):
     elif source == "the-verdict":
         path = fetch(THE_VERDICT)
     else:
-        path = Path(source).expanduser()
+        path = Path(source)
     try:
-        raw = path.read_bytes()
+        raw = path.expanduser().read_bytes()
     except FileNotFoundError:
         raise InputError(
             f"no text called {source!r}: give the path of a file, "
@@ -166,6 +166,8 @@ def load_text(source=None):
         ) from None
     except OSError as error:
         raise InputError(f"cannot read {source!r}: {error.strerror}") from None
+    except RuntimeError as error:  # from expanduser
+        raise InputError(f"cannot read {source!r}: {error}") from None
     if b"\0" in raw:
         raise InputError(f"{source!r} is a binary file, not a text")
     try:
@@ -185,7 +187,9 @@ def main(argv=None):
         prog="dataloader", description="Text to batches of embedded tokens (chapter 2)."
     )
     parser.add_argument("--text", help="bundled, the-verdict, or the path of a file")
-    parser.add_argument("--batch-size", type=positive_int, default=8)
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=8, help="windows in a batch"
+    )
     parser.add_argument(
         "--max-length", type=positive_int, default=4, help="tokens in a window"
     )
@@ -196,8 +200,8 @@ def main(argv=None):
 
     with exit_on_input_error("dataloader"):
         raw_text = load_text(args.text)
-        token_ids = get_tokenizer().encode(raw_text, allowed_special="all")
         try:
+            token_ids = get_tokenizer().encode(raw_text, allowed_special="all")
             dataloader = create_dataloader_v1(
                 raw_text, args.batch_size, args.max_length, args.stride, shuffle=False
             )

@@ -60,8 +60,11 @@ def fetch(file):
     Raises InputError, with what to put where, if no source delivers the right bytes.
     """
     path = data_dir() / file.name
-    if has_right_checksum(path, file.sha256):
-        return path
+    try:
+        if has_right_checksum(path, file.sha256):
+            return path
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
 
     import pooch
     from requests.exceptions import ConnectionError, Timeout

@@ -153,7 +153,7 @@ def main(start_context="Hello, I am", max_new_tokens=10):
     model.eval()  # no dropout
 
     tokenizer = get_tokenizer()
-    encoded = tokenizer.encode(start_context)
+    encoded = tokenizer.encode(start_context, allowed_special={"<|endoftext|>"})
     encoded_tensor = torch.tensor(encoded).unsqueeze(0)  # (1, T)
 
     print(f"\n{50 * '='}\n{22 * ' '}IN\n{50 * '='}")
@@ -182,7 +182,9 @@ def cli(argv=None):
         description="Let an untrained GPT of 124M parameters continue a text.",
     )
     parser.add_argument("--prompt", default="Hello, I am", help="text to continue")
-    parser.add_argument("--max-new-tokens", type=positive_int, default=10)
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, default=10, help="tokens to add"
+    )
     args = parser.parse_args(argv)
     if not args.prompt:
         parser.error("--prompt is empty")

@@ -9,6 +9,7 @@ name and renamed when complete, so a folder called step-… is never half-writte
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +21,16 @@ from ch04.gpt import GPT_CONFIG_124M, GPTModel
 
 FORMAT_VERSION = 1
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
+# What a position tells: where in the data, and what must be the same to go on
+POSITION = {
+    "epoch",
+    "batch",
+    "step",
+    "tokens_seen",
+    "seconds",
+    "num_epochs",
+    "settings",
+}
 
 
 def save_weights(path, model, config):
@@ -34,42 +45,37 @@ def load_model(path, device="cpu"):
     Returns (model in eval mode, config). Raises InputError if the file cannot be used.
     """
     path = find_weights(path)
-    metadata = _read_metadata(path)
-    config = metadata.get("config")
-    if not isinstance(config, dict) or config.keys() != GPT_CONFIG_124M.keys():
-        raise InputError(f"{path} does not describe a GPTModel of this course")
-    # On the meta device nothing is allocated or drawn: the file's tensors move in
-    with torch.device("meta"):
-        model = GPTModel(config)
-    load_weights(model, path, assign=True)
+    with _reading(path):
+        config = _read_metadata(path)["config"]
+        if config.keys() != GPT_CONFIG_124M.keys():
+            raise ValueError(f"its config has the keys {', '.join(config)}")
+        # On the meta device nothing is allocated or drawn: the file's tensors move in
+        with torch.device("meta"):
+            model = GPTModel(config)
+        load_weights(model, path, assign=True)
     return model.to(device).eval(), config
 
 
 def load_weights(model, path, assign=False):
     """Load a weights file into a model of the same architecture (else InputError)."""
-    weights, expected = _read_tensors(path), model.state_dict()
-    for name in expected.keys() | weights.keys():
-        ours, theirs = (
-            f"{tuple(side[name].shape)}" if name in side else "nothing"
-            for side in (expected, weights)
-        )
-        if ours != theirs:
-            raise InputError(
-                f"{path} holds another architecture: for {name} the model has {ours}, "
-                f"the file {theirs}"
-            )
-    model.load_state_dict(weights, assign=assign)
+    with _reading(path):
+        weights, expected = load_file(path), model.state_dict()
+        _compare(path, weights, expected)
+        model.load_state_dict(weights, assign=assign)
 
 
 def find_weights(path):
     """Return the weights file meant by a file, a checkpoint folder or a run folder."""
     path = Path(path)
-    if path.is_file():
-        return path
-    if (path / WEIGHTS).is_file():
-        return path / WEIGHTS
-    if newest := latest_checkpoint(path):
-        return newest / WEIGHTS
+    try:
+        if path.is_file():
+            return path
+        if (path / WEIGHTS).is_file():
+            return path / WEIGHTS
+        if newest := latest_checkpoint(path):
+            return newest / WEIGHTS
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     raise InputError(
         f"no checkpoint in {path}: train one first (python -m ch05.gpt_train) or name "
         "a .safetensors file"
@@ -78,7 +84,17 @@ def find_weights(path):
 
 def checkpoints(run_dir):
     """The checkpoint folders of a run, oldest first."""
-    return sorted(Path(run_dir).glob("checkpoints/step-*"))
+    folders = Path(run_dir).glob("checkpoints/step-*")
+    steps = {int(f.name[5:]): f for f in folders if f.name[5:].isdecimal()}
+    return [steps[step] for step in sorted(steps)]
+
+
+def discard(folder):
+    """Remove a checkpoint so that, killed on the way, no half of it is left as one."""
+    doomed = folder.with_name(f"partial-{folder.name}-old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def latest_checkpoint(run_dir):
@@ -89,9 +105,9 @@ def latest_checkpoint(run_dir):
 def save_checkpoint(run_dir, model, config, optimizer, rng_states, position, keep=2):
     """Write a checkpoint and drop all but the `keep` newest.
 
-    rng_states: dict from name to uint8 tensor; position: dict that JSON can hold, with
-    the key "step". Returns the folder. Raises InputError if the disk refuses; earlier
-    checkpoints are untouched then.
+    rng_states: dict from name to uint8 tensor, "cpu" and "epoch_start" among them;
+    position: dict with the keys POSITION that JSON can hold. Returns the folder.
+    Raises InputError if the disk refuses; earlier checkpoints are untouched then.
     """
     folder = Path(run_dir) / "checkpoints" / f"step-{position['step']:06d}"
     partial = folder.with_name(f"partial-{folder.name}")
@@ -108,7 +124,7 @@ def save_checkpoint(run_dir, model, config, optimizer, rng_states, position, kee
         metadata = {"position": position, "param_groups": state["param_groups"]}
         _save(partial / TRAINING, tensors, metadata)
         if folder.exists():
-            shutil.rmtree(folder)
+            discard(folder)
         os.replace(partial, folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -116,13 +132,20 @@ def save_checkpoint(run_dir, model, config, optimizer, rng_states, position, kee
         kept = f"{newest} is intact" if newest else "there is no earlier one"
         raise InputError(f"cannot save checkpoint {folder}: {error}; {kept}") from None
     for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        discard(old)
     return folder
 
 
 def load_position(folder):
     """Return the position dict of a checkpoint without loading its tensors."""
-    return _read_metadata(Path(folder) / TRAINING)["position"]
+    path = Path(folder) / TRAINING
+    with _reading(path):
+        position = _read_metadata(path)["position"]
+        if missing := POSITION - position.keys():
+            raise ValueError(f"it does not tell {', '.join(sorted(missing))}")
+        if not isinstance(position["settings"], dict):
+            raise ValueError("its settings are not settings")
+    return position
 
 
 def load_checkpoint(folder, model, optimizer):
@@ -130,22 +153,35 @@ def load_checkpoint(folder, model, optimizer):
 
     Returns (rng_states, position) as they were given to `save_checkpoint`.
     """
-    folder = Path(folder)
-    metadata = _read_metadata(folder / TRAINING)
-    tensors = _read_tensors(folder / TRAINING)
-    load_weights(model, folder / WEIGHTS)
-    rng_states, moments = {}, {}
-    for key, tensor in tensors.items():
-        kind, name = key.split(".", 1)
-        if kind == "rng":
-            rng_states[name] = tensor
-        else:
-            index, name = name.split(".")
-            moments.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict(
-        {"state": moments, "param_groups": metadata["param_groups"]}
-    )
-    return rng_states, metadata["position"]
+    path, position = Path(folder) / TRAINING, load_position(folder)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = dict.fromkeys(("rng.cpu", "rng.epoch_start"), torch.get_rng_state())
+    for index, parameter in enumerate(parameters):
+        expected[f"optimizer.{index}.step"] = torch.tensor(0.0)
+        for name in ("exp_avg", "exp_avg_sq"):
+            expected[f"optimizer.{index}.{name}"] = parameter
+    with _reading(path):
+        tensors = load_file(path)
+        rng_states = {
+            name.removeprefix("rng."): tensors[name]
+            for name in tensors
+            if name.startswith("rng.")
+        }
+        # An accelerator's generator has a state of its own kind
+        others = {f"rng.{name}": rng_states[name] for name in rng_states}
+        _compare(path, tensors, others | expected)
+        moments = {
+            index: {
+                name: tensors[f"optimizer.{index}.{name}"]
+                for name in ("step", "exp_avg", "exp_avg_sq")
+            }
+            for index in range(len(parameters))
+        }
+        load_weights(model, Path(folder) / WEIGHTS)
+        optimizer.load_state_dict(
+            {"state": moments, "param_groups": _read_metadata(path)["param_groups"]}
+        )
+    return rng_states, position
 
 
 def _save(path, tensors, metadata):
@@ -157,15 +193,31 @@ def _save(path, tensors, metadata):
         os.fsync(file.fileno())
 
 
+def _compare(path, tensors, expected):
+    """Raise an InputError that names the first tensor that is not as expected."""
+
+    def describe(side, name):
+        if name not in side:
+            return "nothing"
+        tensor = side[name]
+        kind = "" if tensor.is_floating_point() else f" {tensor.dtype}"
+        return f"{tuple(tensor.shape)}{kind}"
+
+    for name in sorted(expected.keys() | tensors.keys()):
+        ours, theirs = describe(expected, name), describe(tensors, name)
+        if ours != theirs:
+            raise InputError(
+                f"{path} is of another architecture: for {name} the model has {ours}, "
+                f"the file {theirs}"
+            )
+
+
 def _read_metadata(path):
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is damaged or cut off ({error})") from None
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
     version = metadata.pop("format_version", "")
-    if not version.isdigit():
-        raise InputError(f"{path} was not written by this course")
+    if not version.isdecimal():
+        raise InputError(f"{path} was not written by this course: name another one")
     if int(version) > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {version}, this version of the course reads "
@@ -174,8 +226,21 @@ def _read_metadata(path):
     return {name: json.loads(value) for name, value in metadata.items()}
 
 
-def _read_tensors(path):
+@contextmanager
+def _reading(path):
+    """Answer whatever a damaged or foreign file can cause with an InputError."""
     try:
-        return load_file(path)
+        yield
+    except InputError:
+        raise
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is damaged or cut off ({error})") from None
+        raise InputError(
+            f"{path} is damaged or cut off ({error}): delete its folder to use the "
+            "checkpoint before it"
+        ) from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} is not a checkpoint of this course "
+            f"({type(error).__name__}: {reason}): name another one"
+        ) from None

@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from ch02.cli import InputError, Parser, exit_on_input_error, positive_int
+from ch02.cli import InputError, Parser, exit_on_input_error, positive_int, seed
 from ch02.dataloader import get_tokenizer
 from ch05.checkpoint import load_model
 from ch05.device import ACCELERATORS, pick_device
@@ -82,7 +82,7 @@ def read_prompt(prompt):
     """The prompt given as an option, else standard input, else the book's."""
     if prompt is None and not sys.stdin.isatty():
         try:
-            prompt = sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
+            prompt = sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError:
             raise InputError("standard input is not UTF-8") from None
     elif prompt is None:
@@ -102,14 +102,14 @@ def parse_args(argv=None):
         help="a run's folder, a checkpoint folder or a .safetensors file "
         "(default: runs/gpt2-nano)")  # fmt: skip
     add("--prompt", help="text to continue (default: standard input)")
-    add("--max-new-tokens", type=positive_int, default=50)
+    add("--max-new-tokens", type=positive_int, default=50, help="(default: 50)")
     add("--temperature", type=float, default=0.0, help="0 (default): no randomness")
     add("--top-k", type=positive_int, help="draw only from the k likeliest tokens")
-    add("--seed", type=int, default=123)
+    add("--seed", type=seed, default=123, help="of the drawing, with a temperature")
     add("--device", default="auto", help=f"auto, cpu, {', '.join(ACCELERATORS)}")
     args = parser.parse_args(argv)
-    if not 0 <= args.temperature < float("inf"):
-        parser.error("--temperature must be 0 or a positive number")
+    if args.temperature != 0 and not 1e-3 <= args.temperature <= 1e3:
+        parser.error("--temperature must be 0 or between 0.001 and 1000")
     return args
 
 
@@ -121,6 +121,11 @@ def cli(argv=None):
         device = pick_device(args.device)
         model, config = load_model(args.checkpoint, device)
         tokenizer = get_tokenizer()
+        if config["vocab_size"] != tokenizer.n_vocab:
+            raise InputError(
+                f"{args.checkpoint} has {config['vocab_size']} tokens, the tokenizer "
+                f"{tokenizer.n_vocab}: it was trained with another vocabulary"
+            )
         idx = text_to_token_ids(prompt, tokenizer).to(device)
         context_size = config["context_length"]
         if idx.shape[1] > context_size:
@@ -129,9 +134,6 @@ def cli(argv=None):
                 f"{context_size}.",
                 file=sys.stderr,
             )
-    if hasattr(sys.stdout, "reconfigure"):
-        # A terminal that lacks a character shows a stand-in instead of an error
-        sys.stdout.reconfigure(errors="replace")
     torch.manual_seed(args.seed)
     print(prompt, end="", flush=True)
     try:

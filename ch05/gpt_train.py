@@ -19,6 +19,7 @@ from ch02.cli import (
     exit_on_input_error,
     positive_float,
     positive_int,
+    seed,
 )
 from ch02.dataloader import create_dataloader_v1, get_tokenizer, load_text
 from ch04.gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
@@ -202,7 +203,7 @@ def create_loaders(text, config, batch_size, train_ratio=0.9):
                 drop_last=is_training,
             )
         except ValueError as error:
-            raise InputError(f"the text is too short: {error}") from None
+            raise InputError(f"this text cannot be used: {error}") from None
         if len(loader) == 0:
             raise InputError(
                 f"the text is too short: {len(loader.dataset)} training windows do not "
@@ -265,7 +266,7 @@ def parse_args(argv=None):
     add("--lr", type=positive_float, help="learning rate of AdamW")
     add("--eval-freq", type=positive_int, help="steps between evaluations")
     add("--prompt", default="Every effort moves you", help="start of the samples")
-    add("--seed", type=int, default=123)
+    add("--seed", type=seed, default=123, help="of weights, shuffling and dropout")
     add("--device", default="auto", help=f"auto, cpu, {', '.join(ACCELERATORS)}")
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast")
     add("--out-dir", type=Path, help="(default: runs/MODEL)")
@@ -305,7 +306,7 @@ def cli(argv=None):
             "dtype": args.dtype,
         }
         train_loader, val_loader = create_loaders(text, config, args.batch_size)
-        checkpoint = open_run(args.out_dir, settings, args.resume)
+        checkpoint = open_run(args.out_dir, settings, args.epochs, args.resume)
 
         torch.manual_seed(args.seed)
         model = GPTModel(config).to(device)
@@ -361,7 +362,10 @@ def save_plot(metrics, steps_per_epoch, path):
         [record["train_loss"] for record in metrics],
         [record["val_loss"] for record in metrics],
     )
-    fig.savefig(path, dpi=150)
+    try:
+        fig.savefig(path, dpi=150)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

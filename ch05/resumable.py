@@ -8,6 +8,7 @@ weights, optimizer, random numbers and the place in the shuffled data are restor
 
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -23,6 +24,8 @@ from tqdm import tqdm
 
 from ch02.cli import InputError
 from ch05.checkpoint import (
+    checkpoints,
+    discard,
     latest_checkpoint,
     load_checkpoint,
     load_position,
@@ -31,7 +34,7 @@ from ch05.checkpoint import (
 from ch05.gpt_train import calc_loss_batch, evaluate_model, generate_and_print_sample
 
 
-def open_run(run_dir, settings, resume):
+def open_run(run_dir, settings, num_epochs, resume):
     """Create or reopen a run's folder; returns the checkpoint to continue, or None.
 
     settings: what must be the same for a run to be continued. Raises InputError rather
@@ -49,7 +52,7 @@ def open_run(run_dir, settings, resume):
         shutil.rmtree(partial)  # of a run that was killed while saving
     newest = latest_checkpoint(run_dir)
     if newest is None:
-        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        _write_metrics(run_dir, [])
         if resume:
             print(f"No checkpoint in {run_dir} yet: starting from the beginning.")
         return None
@@ -64,6 +67,8 @@ def open_run(run_dir, settings, resume):
         if changed:
             raise InputError(f"cannot resume {newest}: {'; '.join(changed)}")
         return newest
+    if position["num_epochs"] > num_epochs:
+        changed.append(f"{position['num_epochs']} epochs there, {num_epochs} now")
     if changed:
         raise InputError(
             f"{run_dir} holds another run ({'; '.join(changed)}): choose another "
@@ -75,24 +80,38 @@ def open_run(run_dir, settings, resume):
             "--resume to continue it, or choose another --out-dir"
         )
     # A finished run of the same settings: this one gives the same result again
-    shutil.rmtree(run_dir / "checkpoints")
-    (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    for old in checkpoints(run_dir):
+        discard(old)
+    _write_metrics(run_dir, [])
     return None
 
 
-def read_metrics(run_dir, before_step=math.inf):
+def read_metrics(run_dir, before_step):
     """The records of metrics.jsonl with a step below before_step, a list of dicts."""
     path = Path(run_dir) / "metrics.jsonl"
+    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
     records = []
-    if path.is_file():
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break  # cut off by a kill in mid-line; it is written again
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
             if record["step"] < before_step:
                 records.append(record)
+        except (ValueError, TypeError, KeyError):
+            pass  # cut off by a kill in mid-line; it is written again
     return records
+
+
+def _write_metrics(run_dir, records):
+    """Replace metrics.jsonl, in one go."""
+    path = Path(run_dir) / "metrics.jsonl"
+    partial = path.with_suffix(".partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 @dataclass
@@ -134,9 +153,7 @@ class ResumableTraining:
         self.seconds_before = position["seconds"]
         self.position = {key: position[key] for key in self.position}
         self.metrics = read_metrics(self.run_dir, before_step=position["step"])
-        (self.run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        for record in self.metrics:
-            self._append_metrics(record)
+        _write_metrics(self.run_dir, self.metrics)
 
     def train(self):
         """Train to the end, or until a signal asks to stop.
@@ -196,6 +213,8 @@ class ResumableTraining:
                 self.settings["eval_iter"],
             )
         step, seconds = self.position["step"] - 1, self._seconds()
+        if not math.isfinite(train_loss):
+            raise InputError(f"the loss is {train_loss} at step {step}: lower --lr")
         record = {
             "step": step,
             "epoch": self.position["epoch"] + 1,
@@ -213,8 +232,6 @@ class ResumableTraining:
                 f"Ep {record['epoch']} (Step {step:06d}): "
                 f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
             )
-        if not math.isfinite(train_loss):
-            raise InputError(f"the loss is {train_loss} at step {step}: lower --lr")
 
     def _end_epoch(self):
         self.position["epoch"] += 1
@@ -228,6 +245,9 @@ class ResumableTraining:
         return self.position["step"] % self.save_every == 0
 
     def _save(self):
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            step = self.position["step"]
+            raise InputError(f"weights are not finite after step {step}: lower --lr")
         save_checkpoint(
             self.run_dir,
             self.model,
