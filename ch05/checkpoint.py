@@ -9,7 +9,7 @@ name and renamed when complete, so a folder called step-… is never half-writte
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -132,7 +132,8 @@ def save_checkpoint(run_dir, model, config, optimizer, rng_states, position, kee
         kept = f"{newest} is intact" if newest else "there is no earlier one"
         raise InputError(f"cannot save checkpoint {folder}: {error}; {kept}") from None
     for old in checkpoints(run_dir)[:-keep]:
-        discard(old)
+        with suppress(OSError):  # in use by another program: it stays
+            discard(old)
     return folder
 
 

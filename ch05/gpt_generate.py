@@ -80,7 +80,9 @@ def stream(model, idx, max_new_tokens, context_size, tokenizer, **choice):
 
 def read_prompt(prompt):
     """The prompt given as an option, else standard input, else the book's."""
-    if prompt is None and not sys.stdin.isatty():
+    if prompt is None and sys.stdin is None:  # closed, as a service starts programs
+        prompt = ""
+    elif prompt is None and not sys.stdin.isatty():
         try:
             prompt = sys.stdin.buffer.read().decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError:

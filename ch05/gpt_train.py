@@ -353,9 +353,9 @@ def cli(argv=None):
 
 def save_plot(metrics, steps_per_epoch, path):
     """Draw the losses of a run's metrics to a PNG file."""
-    import matplotlib
+    import matplotlib.pyplot as plt
 
-    matplotlib.use("Agg")  # no window, also on a server without a display
+    plt.switch_backend("Agg")  # no window, also on a server without a display
     fig = plot_losses(
         [(record["step"] + 1) / steps_per_epoch for record in metrics],
         [record["tokens_seen"] for record in metrics],
@@ -366,6 +366,8 @@ def save_plot(metrics, steps_per_epoch, path):
         fig.savefig(path, dpi=150)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        plt.close(fig)
 
 
 if __name__ == "__main__":

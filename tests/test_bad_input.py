@@ -558,6 +558,26 @@ def test_a_plot_that_cannot_be_written(finished, tmp_path, refused):
     assert_same_weights(folder / "run", finished / "run")
 
 
+def test_an_old_checkpoint_that_cannot_be_removed(folder, finished, monkeypatch):
+    """On Windows another program that reads it is enough; training goes on."""
+
+    def unless_in_use(function):
+        def checked(path, *args, **kwargs):
+            if Path(path).name != "step-000004":
+                return function(path, *args, **kwargs)
+            if not kwargs.get("ignore_errors"):
+                raise PermissionError(errno.EACCES, "The file is in use", str(path))
+
+        return checked
+
+    shutil.rmtree(folder / "run")
+    for module, name in ((os, "replace"), (os, "rename"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, unless_in_use(getattr(module, name)))
+    gpt_train.cli(train_options(folder))
+    assert_same_weights(folder / "run", finished / "run")
+    assert (folder / "run" / "checkpoints" / "step-000004").is_dir()
+
+
 # A full disk
 
 
@@ -728,6 +748,8 @@ def test_prompt_from_standard_input(finished, written, refused, monkeypatch):
     for content in (b"", b"\n", b"\r\n"):
         standard_input(monkeypatch, content)
         assert "--prompt" in refused(gpt_generate.cli, *options)
+    monkeypatch.setattr(sys, "stdin", None)  # closed, as a service starts programs
+    assert "--prompt" in refused(gpt_generate.cli, *options)
     standard_input(monkeypatch, "Zürich".encode("latin-1"))
     assert "not UTF-8" in refused(gpt_generate.cli, *options)
     # Given as an option, standard input is left alone

@@ -168,6 +168,13 @@ def test_the_loss_plot_counts_epochs_and_tokens():
     plt.close(figure)
 
 
+def test_a_saved_loss_plot_is_not_kept_in_memory(tmp_path):
+    record = {"step": 0, "tokens_seen": 128, "train_loss": 9.0, "val_loss": 9.5}
+    before = plt.get_fignums()
+    gpt_train.save_plot([record], 10, tmp_path / "loss-plot.png")
+    assert plt.get_fignums() == before
+
+
 # --help
 
 
