@@ -150,7 +150,9 @@ def load_text(source=None):
     once), or the path of a UTF-8 file; default: LLM_COURSE_TEXT, else "bundled".
     Raises InputError if there is no such file or it holds no readable text.
     """
-    source = str(source or os.environ.get("LLM_COURSE_TEXT") or "bundled")
+    if source is None:
+        source = os.environ.get("LLM_COURSE_TEXT") or "bundled"
+    source = str(source)
     if source == "bundled":
         path = STORY
     elif source == "the-verdict":

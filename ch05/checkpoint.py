@@ -49,19 +49,19 @@ def load_model(path, device="cpu"):
         config = _read_metadata(path)["config"]
         if config.keys() != GPT_CONFIG_124M.keys():
             raise ValueError(f"its config has the keys {', '.join(config)}")
-        # On the meta device nothing is allocated or drawn: the file's tensors move in
-        with torch.device("meta"):
+        # The weights drawn here are replaced: the reader's seed must not notice
+        with torch.random.fork_rng(devices=[]):
             model = GPTModel(config)
-        load_weights(model, path, assign=True)
+        load_weights(model, path)
     return model.to(device).eval(), config
 
 
-def load_weights(model, path, assign=False):
+def load_weights(model, path):
     """Load a weights file into a model of the same architecture (else InputError)."""
     with _reading(path):
         weights, expected = load_file(path), model.state_dict()
         _compare(path, weights, expected)
-        model.load_state_dict(weights, assign=assign)
+        model.load_state_dict(weights)
 
 
 def find_weights(path):
@@ -232,7 +232,7 @@ def _reading(path):
     """Answer whatever a damaged or foreign file can cause with an InputError."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except (OSError, SafetensorError) as error:
         raise InputError(

@@ -9,6 +9,7 @@ Letters: B batch, T tokens, V vocabulary.
 """
 
 import codecs
+import os
 import sys
 
 import torch
@@ -152,6 +153,9 @@ def cli(argv=None):
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
         pass  # what is printed stays
+    except BrokenPipeError:  # whoever reads has enough, as in "... | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     print()
 
 

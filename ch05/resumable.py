@@ -49,7 +49,8 @@ def open_run(run_dir, settings, num_epochs, resume):
     except OSError as error:
         raise InputError(f"cannot write to {run_dir}: {error.strerror}") from None
     for partial in run_dir.glob("checkpoints/partial-*"):
-        shutil.rmtree(partial)  # of a run that was killed while saving
+        # Left over from a run that was killed while saving
+        shutil.rmtree(partial, ignore_errors=True)
     newest = latest_checkpoint(run_dir)
     if newest is None:
         _write_metrics(run_dir, [])
@@ -67,8 +68,6 @@ def open_run(run_dir, settings, num_epochs, resume):
         if changed:
             raise InputError(f"cannot resume {newest}: {'; '.join(changed)}")
         return newest
-    if position["num_epochs"] > num_epochs:
-        changed.append(f"{position['num_epochs']} epochs there, {num_epochs} now")
     if changed:
         raise InputError(
             f"{run_dir} holds another run ({'; '.join(changed)}): choose another "
@@ -78,6 +77,11 @@ def open_run(run_dir, settings, num_epochs, resume):
         raise InputError(
             f"{run_dir} holds an unfinished run (step {position['step']}): add "
             "--resume to continue it, or choose another --out-dir"
+        )
+    if position["num_epochs"] != num_epochs:
+        raise InputError(
+            f"{run_dir} holds a run of {position['num_epochs']} epochs: add --resume "
+            f"to train it up to {num_epochs}, or choose another --out-dir"
         )
     # A finished run of the same settings: this one gives the same result again
     for old in checkpoints(run_dir):

@@ -644,6 +644,7 @@ def assert_refused(code, run_dir, before, capsys, *words):
         (("--eval-freq", 1), ("eval_freq",)),
         (("--text", "bundled"), ("text",)),
         (("--epochs", 1), ("epochs",)),  # would replace two epochs by one
+        (("--epochs", 3), ("epochs", "--resume")),  # would train two of them again
     ],
 )
 def test_another_run_in_the_folder_is_not_overwritten(
