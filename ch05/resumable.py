@@ -317,7 +317,11 @@ def _stop_requests():
         signal.signal(signum, previous[signum])
         print("\nStopping: this step is finished and saved first.", file=sys.stderr)
 
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN  # as a shell does for "... &"
+    }
     try:
         yield stop
     finally:

@@ -69,6 +69,14 @@ def text():
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_works():
+    """Also where the tests run in the background, for which a shell ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def text_file(text, tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "story.txt"
@@ -309,6 +317,14 @@ def test_a_signal_in_the_last_step_lets_the_run_finish(
     assert_same(run_dir, finished / "fp32")
 
 
+def test_an_ignored_ctrl_c_stays_ignored(train, finished, run_dir, monkeypatch):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with monkeypatch.context() as patch:
+        stop_in(patch, "calc_loss_batch", 7, lambda: signal.raise_signal(signal.SIGINT))
+        assert train(run_dir) == 0
+    assert_same(run_dir, finished / "fp32")
+
+
 def test_the_second_ctrl_c_gets_through(train, finished, run_dir, monkeypatch):
     def twice():
         signal.raise_signal(signal.SIGINT)
@@ -385,6 +401,7 @@ def kill_in_the_middle_of_a_file():
 
 def train_in_process(arguments, log, trap):
     """What a child process does: the command line, with a trap from the model on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     gpt_train.MODELS["tiny"] = TINY
     gpt_train.save_plot = lambda *_: None
