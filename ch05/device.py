@@ -14,7 +14,7 @@ from ch02.cli import InputError
 from ch04.gpt import GPTModel
 
 ACCELERATORS = ("cuda", "mps", "xpu")  # in the order "auto" tries them
-TOLERANCE = 1e-3  # of the largest gradient; TF32 and MPS stay below it
+TOLERANCE = 1e-3  # of the largest gradient
 
 
 def is_available(name):

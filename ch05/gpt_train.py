@@ -8,6 +8,7 @@ course's story in less than two minutes and prints a sample after each epoch.
 Letters: B batch, T tokens, V vocabulary.
 """
 
+import math
 from hashlib import sha256
 from pathlib import Path
 
@@ -322,7 +323,9 @@ def cli(argv=None):
             f"Run     {args.epochs} epochs of {len(train_loader)} steps, each "
             f"{args.batch_size} x {config['context_length']} tokens -> {args.out_dir}"
         )
-        print(f"Expect  a first loss near ln({config['vocab_size']}) = 10.8\n")
+        print(
+            f"Expect  a first loss near {math.log(config['vocab_size']):.1f}, a guess\n"
+        )
         training = ResumableTraining(
             model,
             config,
