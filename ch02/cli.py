@@ -2,9 +2,11 @@
 
 Input a script cannot use gets one line on stderr and exit code 2, never a stack trace:
 `Parser` does so for options, `exit_on_input_error` for everything found out later.
+Output nobody reads any more, as in `... | head`, ends a script without a word.
 """
 
 import argparse
+import os
 import sys
 from contextlib import contextmanager
 
@@ -31,9 +33,14 @@ def exit_on_input_error(script):
     """Turn an `InputError` into one line on stderr and exit code 2."""
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
         print(f"{script}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        # What is still to be written on the way out goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
 
 
 def positive_int(text):

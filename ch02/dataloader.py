@@ -214,20 +214,24 @@ def main(argv=None):
                 f"--text: {len(dataloader.dataset)} windows do not fill one batch "
                 f"of {args.batch_size}"
             )
-    inputs, targets = next(iter(dataloader))
+        inputs, targets = next(iter(dataloader))
 
-    torch.manual_seed(123)
-    token_embedding_layer = torch.nn.Embedding(50257, 256)
-    pos_embedding_layer = torch.nn.Embedding(args.max_length, 256)
-    positions = pos_embedding_layer(torch.arange(args.max_length))  # (T, C)
-    input_embeddings = token_embedding_layer(inputs) + positions  # (B, T, C)
+        torch.manual_seed(123)
+        token_embedding_layer = torch.nn.Embedding(50257, 256)
+        pos_embedding_layer = torch.nn.Embedding(args.max_length, 256)
+        positions = pos_embedding_layer(torch.arange(args.max_length))  # (T, C)
+        input_embeddings = token_embedding_layer(inputs) + positions  # (B, T, C)
 
-    print(f"Characters: {len(raw_text):,}")
-    print(f"Tokens:     {len(token_ids):,}")
-    print(f"Windows:    {len(dataloader.dataset):,} in {len(dataloader):,} batches")
-    print(f"Inputs:     {list(inputs.shape)}, the first row is {inputs[0].tolist()}")
-    print(f"Targets:    {list(targets.shape)}, the first row is {targets[0].tolist()}")
-    print(f"Embeddings: {list(input_embeddings.shape)}")
+        print(f"Characters: {len(raw_text):,}")
+        print(f"Tokens:     {len(token_ids):,}")
+        print(f"Windows:    {len(dataloader.dataset):,} in {len(dataloader):,} batches")
+        print(
+            f"Inputs:     {list(inputs.shape)}, the first row is {inputs[0].tolist()}"
+        )
+        print(
+            f"Targets:    {list(targets.shape)}, the first row is {targets[0].tolist()}"
+        )
+        print(f"Embeddings: {list(input_embeddings.shape)}")
 
 
 if __name__ == "__main__":

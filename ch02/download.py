@@ -67,7 +67,7 @@ def fetch(file):
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
     import pooch
-    from requests.exceptions import ConnectionError, Timeout
+    from requests.exceptions import ConnectionError, SSLError, Timeout
 
     pooch.get_logger().setLevel("ERROR")
     problems = []
@@ -83,6 +83,8 @@ def fetch(file):
                 progressbar=True,
             )
             return path
+        except SSLError:  # also a ConnectionError
+            problems.append(f"{url}: no secure connection (TLS)")
         except (ConnectionError, Timeout):
             problems.append(f"{url}: no connection")
         except (OSError, ValueError) as error:

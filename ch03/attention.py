@@ -10,7 +10,7 @@ Letters: B batch, T tokens, C width (d_in, d_out), H heads, D width of one head.
 import torch
 from torch import nn
 
-from ch02.cli import Parser
+from ch02.cli import Parser, exit_on_input_error
 
 # "Your journey starts with one step", three made-up numbers a word (section 3.3)
 INPUTS = (
@@ -177,12 +177,15 @@ def main(argv=None):
         (123, batch, MultiHeadAttentionWrapper, (d_in, d_out, context_length, 0.0, 2)),
         (123, batch, MultiHeadAttention, (d_in, d_out, context_length, 0.0, 2)),
     )
-    for seed, x, attention, arguments in examples:
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            context_vecs = attention(*arguments)(x)
-        print(f"{attention.__name__}: {list(x.shape)} -> {list(context_vecs.shape)}")
-        print(context_vecs if x is inputs else context_vecs[0], "\n")
+    with exit_on_input_error("attention"):
+        for seed, x, attention, arguments in examples:
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                context_vecs = attention(*arguments)(x)
+            print(
+                f"{attention.__name__}: {list(x.shape)} -> {list(context_vecs.shape)}"
+            )
+            print(context_vecs if x is inputs else context_vecs[0], "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Letters: B batch, T tokens, C width (emb_dim), V vocabulary.
 import torch
 from torch import nn
 
-from ch02.cli import Parser, positive_int
+from ch02.cli import Parser, exit_on_input_error, positive_int
 from ch02.dataloader import get_tokenizer
 from ch03.attention import MultiHeadAttention
 
@@ -38,10 +38,10 @@ class LayerNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(emb_dim))
 
     def forward(self, x):
-        mean = x.mean(dim=-1, keepdim=True)
-        # GPT-2 divides by n, not n - 1
-        var = x.var(dim=-1, keepdim=True, unbiased=False)
-        norm_x = (x - mean) / torch.sqrt(var + self.eps)
+        centered = x - x.mean(dim=-1, keepdim=True)
+        # The mean square: GPT-2 divides by n, where x.var() divides by n - 1
+        var = centered.pow(2).mean(dim=-1, keepdim=True)
+        norm_x = centered / torch.sqrt(var + self.eps)
         return self.scale * norm_x + self.shift
 
 
@@ -188,7 +188,8 @@ def cli(argv=None):
     args = parser.parse_args(argv)
     if not args.prompt:
         parser.error("--prompt is empty")
-    main(args.prompt, args.max_new_tokens)
+    with exit_on_input_error("gpt"):
+        main(args.prompt, args.max_new_tokens)
 
 
 if __name__ == "__main__":

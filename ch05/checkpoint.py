@@ -163,14 +163,9 @@ def load_checkpoint(folder, model, optimizer):
             expected[f"optimizer.{index}.{name}"] = parameter
     with _reading(path):
         tensors = load_file(path)
-        rng_states = {
-            name.removeprefix("rng."): tensors[name]
-            for name in tensors
-            if name.startswith("rng.")
-        }
         # An accelerator's generator has a state of its own kind
-        others = {f"rng.{name}": rng_states[name] for name in rng_states}
-        _compare(path, tensors, others | expected)
+        rng_states = {n: t for n, t in tensors.items() if n.startswith("rng.")}
+        _compare(path, tensors, rng_states | expected)
         moments = {
             index: {
                 name: tensors[f"optimizer.{index}.{name}"]
@@ -182,7 +177,7 @@ def load_checkpoint(folder, model, optimizer):
         optimizer.load_state_dict(
             {"state": moments, "param_groups": _read_metadata(path)["param_groups"]}
         )
-    return rng_states, position
+    return {n.removeprefix("rng."): t for n, t in rng_states.items()}, position
 
 
 def _save(path, tensors, metadata):

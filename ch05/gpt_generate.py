@@ -9,7 +9,6 @@ Letters: B batch, T tokens, V vocabulary.
 """
 
 import codecs
-import os
 import sys
 
 import torch
@@ -137,26 +136,23 @@ def cli(argv=None):
                 f"{context_size}.",
                 file=sys.stderr,
             )
-    torch.manual_seed(args.seed)
-    print(prompt, end="", flush=True)
-    try:
-        for piece in stream(
-            model,
-            idx,
-            args.max_new_tokens,
-            context_size,
-            tokenizer,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            eos_id=tokenizer.eot_token,
-        ):
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        pass  # what is printed stays
-    except BrokenPipeError:  # whoever reads has enough, as in "... | head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    print()
+        torch.manual_seed(args.seed)
+        print(prompt, end="", flush=True)
+        try:
+            for piece in stream(
+                model,
+                idx,
+                args.max_new_tokens,
+                context_size,
+                tokenizer,
+                temperature=args.temperature,
+                top_k=args.top_k,
+                eos_id=tokenizer.eot_token,
+            ):
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pass  # what is printed stays
+        print()
 
 
 if __name__ == "__main__":

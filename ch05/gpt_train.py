@@ -24,7 +24,12 @@ from ch02.cli import (
 )
 from ch02.dataloader import create_dataloader_v1, get_tokenizer, load_text
 from ch04.gpt import GPT_CONFIG_124M, GPTModel, generate_text_simple
-from ch05.device import ACCELERATORS, pick_device, reuse_freed_memory
+from ch05.device import (
+    ACCELERATORS,
+    pick_device,
+    reuse_freed_memory,
+    use_cheap_dropout,
+)
 
 # What `--model` offers: a config and the settings that suit it on one short text
 MODELS = {
@@ -311,6 +316,9 @@ def cli(argv=None):
 
         torch.manual_seed(args.seed)
         model = GPTModel(config).to(device)
+        if args.dtype == "bf16" and device.type == "cpu":
+            # Matrix products are fast then, and drawing random numbers is not
+            use_cheap_dropout(model)
         optimizer = create_optimizer(model, settings)
         parameters = sum(p.numel() for p in model.parameters())
         print(

@@ -119,6 +119,11 @@ def test_nobody_answers(server, folder):
     assert fetch(course_file(first, second, server.url("right")))
 
 
+def test_a_server_without_tls_is_not_called_unreachable(server, folder):
+    message = fails(course_file(server.url("right").replace("http:", "https:")))
+    assert "file.txt: no secure connection (TLS)" in message
+
+
 def test_a_file_put_there_by_hand_needs_no_network(server, folder, monkeypatch):
     folder.mkdir()
     (folder / "file.txt").write_bytes(CONTENT)

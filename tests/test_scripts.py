@@ -140,6 +140,28 @@ def test_what_the_short_runs_print(processes, work_dir):
     assert (work_dir / command.group(2) / "checkpoints").is_dir()
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_output_nobody_reads_ends_a_script_without_a_trace(script, processes, work_dir):
+    """As in `... | head`, when head has seen enough."""
+    arguments = [word.replace("run", "unread") for word in SCRIPTS[script][1]]
+    if script == "ch05/gpt_generate.py":
+        arguments = SCRIPTS[script][1]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=work_dir,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=300,
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
 def test_what_a_training_run_leaves_behind(processes, work_dir):
     run_dir = work_dir / "run"
     assert {path.name for path in run_dir.iterdir()} == {
@@ -336,7 +358,8 @@ def test_the_command_line_shows_each_piece_at_once(weights, monkeypatch):
     options = ["--checkpoint", str(weights), "--device", "cpu", "--prompt", FOREIGN]
     gpt_generate.cli([*options, "--max-new-tokens", "20", "--temperature", "1"])
     assert terminal.shown[0] == FOREIGN
-    assert 10 < len(terminal.shown) <= 21
+    # The prompt, at most a piece per token, the end of the line
+    assert 10 < len(terminal.shown) <= 22
     for shorter, longer in zip(terminal.shown, terminal.shown[1:], strict=False):
         assert longer.startswith(shorter)
 

@@ -18,7 +18,7 @@ import torch
 
 from ch02.dataloader import load_text
 from ch04.gpt import GPTModel
-from ch05.device import pick_device, reuse_freed_memory
+from ch05.device import pick_device, reuse_freed_memory, use_cheap_dropout
 from ch05.gpt_train import MODELS, calc_loss_batch, create_loaders, create_optimizer
 
 CONFIG, SETTINGS = MODELS["gpt2-small"]
@@ -31,6 +31,8 @@ def worker(kind, dtype, device):
         reuse_freed_memory()
     torch.manual_seed(123)
     model = GPTModel(CONFIG).to(device)
+    if kind == "course" and dtype == "bf16" and device.type == "cpu":
+        use_cheap_dropout(model)
     if kind == "course":
         optimizer = create_optimizer(model, SETTINGS)
     else:
