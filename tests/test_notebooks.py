@@ -166,14 +166,71 @@ def test_the_agreement_test_sees_a_difference():
     )
 
 
-def test_chapter_2_teaches_everything_its_script_ships():
-    source = "\n".join(cell.source for cell in cells(ROOT / "ch02/ch02.ipynb", "code"))
-    assert {
-        "SimpleTokenizerV1",
-        "SimpleTokenizerV2",
-        "GPTDatasetV1",
-        "create_dataloader_v1",
-    } <= definitions(source).keys()
+CHAPTERS = {"ch02": "dataloader.py", "ch03": "attention.py"}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_teaches_everything_its_script_ships(chapter):
+    taught = cells(ROOT / f"{chapter}/{chapter}.ipynb", "code")
+    taught = definitions("\n".join(cell.source for cell in taught)).keys()
+    shipped = definitions((ROOT / chapter / CHAPTERS[chapter]).read_text("utf-8"))
+    not_taught = {"main", "cli", "load_text", "get_tokenizer", "_read"}
+    assert shipped.keys() - not_taught <= taught
+
+
+def leaves(value):
+    """The numbers and strings of nested lists and dicts."""
+    if isinstance(value, (list, dict)):
+        items = value.values() if isinstance(value, dict) else value
+        return [leaf for item in items for leaf in leaves(item)]
+    return [value]
+
+
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
+
+
+@pytest.mark.parametrize(
+    "id_",
+    [
+        id_
+        for id_, figure in BOOK_FIGURES.items()
+        if id_[:4] in CHAPTERS.keys() - {"ch02"}  # has examples of its own
+        and not figure.get("verdict")
+        and not figure["section"].startswith("Ex")  # those have a notebook of their own
+    ],
+)
+def test_the_book_s_figure_comes_out_in_the_notebook(id_):
+    """Every number of it is printed, as exactly as the book prints it."""
+    chapter, expected = id_[:4], BOOK_FIGURES[id_]
+    code = cells(ROOT / f"{chapter}/{chapter}.ipynb", "code")
+    printed = "\n".join(output_text(cell) for cell in code)
+    numbers = NUMBER.findall(re.sub(r",(?=\D)", " ", printed))
+    for leaf in leaves(expected["value"]):
+        if isinstance(leaf, str):
+            assert leaf in printed or repr(leaf) in printed
+        else:
+            assert any(says(n, leaf, expected["tolerance"]) for n in numbers), leaf
+
+
+def says(printed, value, tolerance):
+    """Whether a printed number is this one, rounded no further than to 4 decimals."""
+    mantissa, _, exponent = printed.replace(",", "").partition("e")
+    decimals = len(mantissa.partition(".")[2]) - int(exponent or 0)
+    if isinstance(value, float) and not value.is_integer() and decimals < 4:
+        return False
+    return (
+        abs(float(printed.replace(",", "")) - value) <= tolerance + 0.5 / 10**decimals
+    )
+
+
+def the_book_s_rows(chapter, *ids):
+    """The figures' first rows as a notebook's table writes them."""
+    for id_ in ids:
+        value = BOOK_FIGURES[f"{chapter}.{id_}"]["value"]
+        while isinstance(value, list) and isinstance(value[0], list):
+            value = value[0]
+        row = value if isinstance(value, list) else [value]
+        yield ", ".join(f"{x:.4f}" if isinstance(x, float) else f"{x:,}" for x in row)
 
 
 def test_the_table_of_the_book_s_figures_is_the_book_s():
@@ -189,6 +246,13 @@ def test_the_table_of_the_book_s_figures_is_the_book_s():
         ", ".join(f"{x:.4f}" for x in value["ch02.emb.weight"][3]),
     ):
         assert f"| {figure} |" in text
+
+
+def test_the_table_of_chapter_3_is_the_book_s():
+    text = "\n".join(c.source for c in cells(ROOT / "ch03/ch03.ipynb", "markdown"))
+    rows = ("simple.scores2", "qkv.context2", "causal_attention", "mha")
+    for row in the_book_s_rows("ch03", *rows, "ex31", "ex32.values", "ex33.params"):
+        assert f"| {row} |" in text
 
 
 @pytest.mark.parametrize("chapter", sorted(Path(ROOT).glob("ch0*/README.md")))
