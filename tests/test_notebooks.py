@@ -166,7 +166,7 @@ def test_the_agreement_test_sees_a_difference():
     )
 
 
-CHAPTERS = {"ch02": "dataloader.py", "ch03": "attention.py"}
+CHAPTERS = {"ch02": "dataloader.py", "ch03": "attention.py", "ch04": "gpt.py"}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -248,10 +248,19 @@ def test_the_table_of_the_book_s_figures_is_the_book_s():
         assert f"| {figure} |" in text
 
 
-def test_the_table_of_chapter_3_is_the_book_s():
-    text = "\n".join(c.source for c in cells(ROOT / "ch03/ch03.ipynb", "markdown"))
-    rows = ("simple.scores2", "qkv.context2", "causal_attention", "mha")
-    for row in the_book_s_rows("ch03", *rows, "ex31", "ex32.values", "ex33.params"):
+@pytest.mark.parametrize(
+    ("chapter", "ids"),
+    [
+        ("ch03", "simple.scores2 qkv.context2 causal_attention mha ex31 ex33.params"),
+        ("ch03", "ex32.values"),
+        ("ch04", "dummy.logits ln.layer_out ln.normalised grads.no_shortcut"),
+        ("ch04", "grads.shortcut ex41.params"),
+    ],
+)
+def test_the_tables_of_chapters_3_and_4_are_the_book_s(chapter, ids):
+    code = cells(ROOT / f"{chapter}/{chapter}.ipynb", "markdown")
+    text = "\n".join(cell.source for cell in code)
+    for row in the_book_s_rows(chapter, *ids.split()):
         assert f"| {row} |" in text
 
 
