@@ -1,9 +1,9 @@
-"""Let a trained model write (sections 5.3 and 5.4).
+"""Let a trained model write (sections 5.3 to 5.5).
 
-Holds the book's `generate` and a command line that prints each token as soon as it is
-there. Pretrained weights to download, and more ways of choosing a token, are not here.
+Holds the book's `generate`, how OpenAI's weights get into our model, and a command line
+that prints each token as soon as it is there. Not here: more ways of choosing a token.
 Run it: `python -m ch05.gpt_generate --prompt "The river"` continues the text with the
-model that `python -m ch05.gpt_train` saved.
+model that `python -m ch05.gpt_train` saved; `--model gpt2-small` takes OpenAI's.
 
 Letters: B batch, T tokens, V vocabulary.
 """
@@ -11,13 +11,24 @@ Letters: B batch, T tokens, V vocabulary.
 import codecs
 import sys
 
+import numpy as np
 import torch
 
 from ch02.cli import InputError, Parser, exit_on_input_error, positive_int, seed
 from ch02.dataloader import get_tokenizer
+from ch02.download import data_dir
+from ch04.gpt import GPTModel
 from ch05.checkpoint import load_model
 from ch05.device import ACCELERATORS, pick_device
-from ch05.gpt_train import text_to_token_ids
+from ch05.gpt_download import download_and_load_gpt2
+from ch05.gpt_train import text_to_token_ids, token_ids_to_text
+
+MODELS = {
+    "gpt2-small": "124M",
+    "gpt2-medium": "355M",
+    "gpt2-large": "774M",
+    "gpt2-xl": "1558M",
+}
 
 
 def generate(
@@ -78,6 +89,101 @@ def stream(model, idx, max_new_tokens, context_size, tokenizer, **choice):
         yield rest
 
 
+def assign(left, right):
+    """A parameter with the values of the array right and all else of left (5.5)."""
+    if tuple(left.shape) != tuple(right.shape):
+        raise InputError(
+            f"the shapes differ: {tuple(left.shape)} and {tuple(right.shape)}"
+        )
+    values = torch.tensor(right, dtype=left.dtype, device=left.device)
+    return torch.nn.Parameter(values.contiguous())
+
+
+def load_weights_into_gpt(gpt, params):
+    """Put the weights from `download_and_load_gpt2` into a GPTModel (section 5.5).
+
+    OpenAI's linear layers are transposed, one holds queries, keys and values side by
+    side, and the token embedding is the output layer, which here gets a copy. Raises
+    InputError, with the model unchanged, if they do not fit. The parameters are new: an
+    optimizer is to be built afterwards.
+    """
+    new = {
+        "tok_emb.weight": params["wte"],
+        "pos_emb.weight": params["wpe"],
+        "final_norm.scale": params["g"],
+        "final_norm.shift": params["b"],
+        "out_head.weight": params["wte"],
+    }
+    for i, block in enumerate(params["blocks"]):
+        attn, mlp = block["attn"], block["mlp"]
+        q_w, k_w, v_w = np.array_split(attn["c_attn"]["w"], 3, axis=-1)  # (C, C) each
+        q_b, k_b, v_b = np.array_split(attn["c_attn"]["b"], 3, axis=-1)  # (C,) each
+        for name, w, b in (
+            ("att.W_query", q_w, q_b),
+            ("att.W_key", k_w, k_b),
+            ("att.W_value", v_w, v_b),
+            ("att.out_proj", attn["c_proj"]["w"], attn["c_proj"]["b"]),
+            ("ff.layers.0", mlp["c_fc"]["w"], mlp["c_fc"]["b"]),
+            ("ff.layers.2", mlp["c_proj"]["w"], mlp["c_proj"]["b"]),
+        ):
+            new[f"trf_blocks.{i}.{name}.weight"] = w.T
+            new[f"trf_blocks.{i}.{name}.bias"] = b
+        for name, norm in (("norm1", block["ln_1"]), ("norm2", block["ln_2"])):
+            new[f"trf_blocks.{i}.{name}.scale"] = norm["g"]
+            new[f"trf_blocks.{i}.{name}.shift"] = norm["b"]
+
+    old = dict(gpt.named_parameters(remove_duplicate=False))
+    for name in sorted(old.keys() | new.keys()):
+        ours, theirs = (
+            tuple(side[name].shape) if name in side else "nothing"
+            for side in (old, new)
+        )
+        if ours != theirs:
+            raise InputError(
+                f"for {name} the model has {ours}, the weights have {theirs}: "
+                "build the model with the sizes in settings and qkv_bias True"
+            )
+    for name, array in new.items():
+        module, _, attribute = name.rpartition(".")
+        # Taken out of old, a replaced parameter gives its memory back
+        new_parameter = assign(old.pop(name), array)
+        setattr(gpt.get_submodule(module), attribute, new_parameter)
+
+
+def load_gpt2(name, models_dir):
+    """Return (one of OpenAI's MODELS as GPTModel in eval mode, its config)."""
+    settings, params = download_and_load_gpt2(MODELS[name], models_dir)
+    config = {
+        "vocab_size": settings["n_vocab"],
+        "context_length": settings["n_ctx"],
+        "emb_dim": settings["n_embd"],
+        "n_heads": settings["n_head"],
+        "n_layers": settings["n_layer"],
+        "drop_rate": 0.0,
+        "qkv_bias": True,
+    }
+    # The weights drawn here are replaced: the reader's seed must not notice
+    with torch.random.fork_rng(devices=[]):
+        model = GPTModel(config)
+    load_weights_into_gpt(model, params)
+    return model.eval(), config
+
+
+def main(gpt_config, input_prompt, model_size, device):
+    """The book's run: 25 tokens from OpenAI's weights, kept in the folder gpt2."""
+    _, params = download_and_load_gpt2(model_size, models_dir="gpt2")
+    gpt = GPTModel(gpt_config)
+    load_weights_into_gpt(gpt, params)
+    gpt.to(device).eval()
+    tokenizer = get_tokenizer()
+    idx = text_to_token_ids(input_prompt, tokenizer).to(device)
+    torch.manual_seed(123)
+    token_ids = generate(
+        gpt, idx, 25, gpt_config["context_length"], temperature=1.0, top_k=50
+    )
+    print("Output text:\n", token_ids_to_text(token_ids, tokenizer))
+
+
 def read_prompt(prompt):
     """The prompt given as an option, else standard input, else the book's."""
     if prompt is None and sys.stdin is None:  # closed, as a service starts programs
@@ -100,9 +206,13 @@ def parse_args(argv=None):
         prog="gpt_generate", description="Continue a text with a trained model."
     )
     add = parser.add_argument
-    add("--checkpoint", default="runs/gpt2-nano", metavar="PATH",
+    one_of = parser.add_mutually_exclusive_group().add_argument
+    one_of("--checkpoint", default="runs/gpt2-nano", metavar="PATH",
         help="a run's folder, a checkpoint folder or a .safetensors file "
         "(default: runs/gpt2-nano)")  # fmt: skip
+    one_of("--model", choices=MODELS, help="OpenAI's weights, downloaded if need be")
+    add("--models-dir", metavar="DIR",
+        help="where --model keeps them (default: gpt2 in LLM_COURSE_DATA)")  # fmt: skip
     add("--prompt", help="text to continue (default: standard input)")
     add("--max-new-tokens", type=positive_int, default=50, help="(default: 50)")
     add("--temperature", type=float, default=0.0, help="0 (default): no randomness")
@@ -112,6 +222,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.temperature != 0 and not 1e-3 <= args.temperature <= 1e3:
         parser.error("--temperature must be 0 or between 0.001 and 1000")
+    if args.models_dir is not None and not args.model:
+        parser.error("--models-dir is where the weights for --model are kept")
     return args
 
 
@@ -121,7 +233,12 @@ def cli(argv=None):
     with exit_on_input_error("gpt_generate"):
         prompt = read_prompt(args.prompt)
         device = pick_device(args.device)
-        model, config = load_model(args.checkpoint, device)
+        if args.model:
+            models_dir = args.models_dir or data_dir() / "gpt2"
+            model, config = load_gpt2(args.model, models_dir)
+            model.to(device)
+        else:
+            model, config = load_model(args.checkpoint, device)
         tokenizer = get_tokenizer()
         if config["vocab_size"] != tokenizer.n_vocab:
             raise InputError(

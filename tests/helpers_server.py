@@ -66,8 +66,8 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, content):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, content, handler=Handler):
+        super().__init__(("127.0.0.1", 0), handler)
         self.content = content
         self.requests = []
         self.stopping = threading.Event()
@@ -77,9 +77,9 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(content):
+def serve(content, handler=Handler):
     """A running server; stopped, with all its connections, when the block ends."""
-    server = Server(content)
+    server = Server(content, handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
