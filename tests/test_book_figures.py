@@ -450,6 +450,82 @@ generated = []  # the 124M model is built once
 
 # ---------------------------------------------------------------- chapter 5
 
+every_effort = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
+moves_you = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])
+
+
+@cache
+def untrained_model():
+    torch.manual_seed(123)
+    return GPTModel(MODELS["gpt2-small"][0]).eval()
+
+
+@figure("ch05.untrained.text")
+def untrained_text():
+    idx = gpt_train.text_to_token_ids("Every effort moves you", get_tokenizer())
+    idx = gpt.generate_text_simple(untrained_model(), idx, 10, 256)
+    return gpt_train.token_ids_to_text(idx, get_tokenizer())
+
+
+@figure(
+    "ch05.probas.shape",
+    "ch05.argmax_ids",
+    "ch05.target_probas",
+    "ch05.log_probas",
+    "ch05.perplexity",
+    "ch05.flat_shapes",
+)
+def six_predictions():
+    with torch.no_grad():
+        logits = untrained_model()(every_effort)
+    probas = torch.softmax(logits, dim=-1)
+    of_targets = probas.gather(2, moves_you.unsqueeze(-1)).squeeze(-1)
+    loss = gpt_train.calc_loss_batch(
+        every_effort, moves_you, lambda ids: logits, torch.device("cpu")
+    )
+    return (
+        probas.shape,
+        probas.argmax(dim=-1, keepdim=True),
+        of_targets,
+        of_targets.log().flatten(),
+        loss.exp(),
+        (logits.flatten(0, 1).shape, moves_you.flatten().shape),
+    )
+
+
+@figure("ch05.loaders.batches", "ch05.loaders.tokens")
+def training_batches():
+    loaders = create_loaders(load_text(), MODELS["gpt2-small"][0], 2)
+    tokens = [sum(inputs.numel() for inputs, _ in loader) for loader in loaders]
+    return [len(loader) for loader in loaders], (*tokens, sum(tokens))
+
+
+WORDS = ("closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward")
+toy_logits = torch.tensor([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79])
+
+
+@figure(
+    "ch05.toy.argmax",
+    "ch05.toy.multinomial",
+    "ch05.toy.counts_T1",
+    "ch05.toy.scaled_probas",
+)
+def temperatures():
+    probas = torch.softmax(toy_logits, dim=0)
+    torch.manual_seed(123)
+    drawn = [torch.multinomial(probas, 1).item() for _ in range(1000)]
+    scaled = [torch.softmax(toy_logits / T, dim=0) for T in (1, 0.1, 5)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=9)
+    return WORDS[probas.argmax()], WORDS[drawn[0]], counts, scaled
+
+
+@figure("ch05.toy.topk", "ch05.toy.masked_logits", "ch05.toy.topk_probas")
+def top_k():
+    top = torch.topk(toy_logits, 3)
+    masked = toy_logits.masked_fill(toy_logits < top.values[-1], -torch.inf)
+    written = ["-inf" if x == -torch.inf else x for x in masked.tolist()]
+    return (top.values, top.indices), written, torch.softmax(masked, dim=0)
+
 
 @figure("ch05.gpt_train.tiny.losses")
 def tiny_run():
