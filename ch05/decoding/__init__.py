@@ -1,0 +1,1 @@
+"""Chapter 5, beyond the book: more ways to choose the next token."""
