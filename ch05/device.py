@@ -116,8 +116,8 @@ class CheapDropout(nn.Dropout):
     """Dropout whose random 64-bit numbers decide on four elements each.
 
     The odds are p rounded to 16 bits, and the random stream is not that of
-    `nn.Dropout`. On a CPU, where random numbers are drawn one after the other, the
-    masks then cost a quarter.
+    `nn.Dropout`. On a CPU random numbers are drawn one after the other: a quarter of
+    them makes the masks cheaper.
     """
 
     def forward(self, x):

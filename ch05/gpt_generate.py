@@ -150,10 +150,9 @@ def load_weights_into_gpt(gpt, params):
         setattr(gpt.get_submodule(module), attribute, new_parameter)
 
 
-def load_gpt2(name, models_dir):
-    """Return (one of OpenAI's MODELS as GPTModel in eval mode, its config)."""
-    settings, params = download_and_load_gpt2(MODELS[name], models_dir)
-    config = {
+def as_config(settings):
+    """The config of a GPTModel for the settings of `download_and_load_gpt2`."""
+    return {
         "vocab_size": settings["n_vocab"],
         "context_length": settings["n_ctx"],
         "emb_dim": settings["n_embd"],
@@ -162,6 +161,12 @@ def load_gpt2(name, models_dir):
         "drop_rate": 0.0,
         "qkv_bias": True,
     }
+
+
+def load_gpt2(name, models_dir):
+    """Return (one of OpenAI's MODELS as GPTModel in eval mode, its config)."""
+    settings, params = download_and_load_gpt2(MODELS[name], models_dir)
+    config = as_config(settings)
     # The weights drawn here are replaced: the reader's seed must not notice
     with torch.random.fork_rng(devices=[]):
         model = GPTModel(config)

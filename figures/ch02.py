@@ -19,7 +19,7 @@ from ch02.dataloader import (
     get_tokenizer,
     load_text,
 )
-from figures.svg import Figure, chip_width
+from figures.svg import Figure, chip_width, save_all
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 760
@@ -571,9 +571,7 @@ FIGURES = [
 
 def draw_all(root=ROOT):
     """Write the chapter's figures to `root`/ch02/figures."""
-    for figure in FIGURES:
-        name = figure.__name__.replace("_", "-")
-        figure().save(Path(root, "ch02", "figures", f"{name}.svg"))
+    save_all(FIGURES, Path(root, "ch02", "figures"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ch03.attention import (
     SelfAttention_v1,
     SelfAttention_v2,
 )
-from figures.svg import Figure
+from figures.svg import Figure, save_all
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 760
@@ -803,9 +803,7 @@ FIGURES = [
 
 def draw_all(root=ROOT):
     """Write the chapter's figures to `root`/ch03/figures."""
-    for figure in FIGURES:
-        name = figure.__name__.replace("_", "-")
-        figure().save(Path(root, "ch03", "figures", f"{name}.svg"))
+    save_all(FIGURES, Path(root, "ch03", "figures"))
 
 
 if __name__ == "__main__":

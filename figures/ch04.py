@@ -16,7 +16,7 @@ from torch import nn
 from ch02.dataloader import get_tokenizer
 from ch04.gpt import GPT_CONFIG_124M, GPTModel, LayerNorm
 from figures.ch02 import bpe, row_width, shape, visible
-from figures.svg import Figure, chip_width
+from figures.svg import Figure, chip_width, save_all
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 760
@@ -654,9 +654,7 @@ FIGURES = [
 
 def draw_all(root=ROOT):
     """Write the chapter's figures to `root`/ch04/figures."""
-    for figure in FIGURES:
-        name = figure.__name__.replace("_", "-")
-        figure().save(Path(root, "ch04", "figures", f"{name}.svg"))
+    save_all(FIGURES, Path(root, "ch04", "figures"))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import torch
 
 from ch02.dataloader import load_text
 from ch04.gpt import GPT_CONFIG_124M, GPTModel
+from ch05.gpt_download import SETTINGS
 from ch05.gpt_train import MODELS, create_loaders
 from figures.ch02 import bpe, row_width, shape
 from figures.ch03 import legend
 from figures.ch04 import count
-from figures.svg import Figure, chip_width
+from figures.svg import Figure, chip_width, save_all
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 760
@@ -40,10 +41,8 @@ LOGITS = [4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79]
 
 # OpenAI's four models: layers, width, heads
 GPT2 = {
-    "124M": (12, 768, 12),
-    "355M": (24, 1024, 16),
-    "774M": (36, 1280, 20),
-    "1558M": (48, 1600, 25),
+    size: (sizes["n_layer"], sizes["n_embd"], sizes["n_head"])
+    for size, sizes in SETTINGS.items()
 }
 
 
@@ -752,9 +751,7 @@ FIGURES = [
 
 def draw_all(root=ROOT):
     """Write the chapter's figures to `root`/ch05/figures."""
-    for figure in FIGURES:
-        name = figure.__name__.replace("_", "-")
-        figure().save(Path(root, "ch05", "figures", f"{name}.svg"))
+    save_all(FIGURES, Path(root, "ch05", "figures"))
 
 
 if __name__ == "__main__":

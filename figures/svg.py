@@ -218,3 +218,9 @@ class Figure:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = "\n".join([*self.parts, "</svg>", ""])
         path.write_text(lines, encoding="utf-8", newline="\n")
+
+
+def save_all(figures, folder):
+    """Draw each function's figure: next_token goes to next-token.svg in the folder."""
+    for figure in figures:
+        figure().save(folder / f"{figure.__name__.replace('_', '-')}.svg")

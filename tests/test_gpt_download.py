@@ -34,24 +34,16 @@ from ch05.gpt_download import (
     memory_needed,
     parameter_shapes,
 )
-from ch05.gpt_generate import assign, load_gpt2, load_weights_into_gpt
+from ch05.gpt_generate import (
+    as_config,
+    assign,
+    load_gpt2,
+    load_weights_into_gpt,
+)
 from ch05.gpt_train import calc_loss_batch
 
 TINY = {"n_vocab": 50257, "n_ctx": 16, "n_embd": WIDTH, "n_head": 3, "n_layer": 2}
 SMALL_VOCABULARY = {**TINY, "n_vocab": 97}
-
-
-def as_config(settings):
-    """The config of our model for a settings dict."""
-    return {
-        "vocab_size": settings["n_vocab"],
-        "context_length": settings["n_ctx"],
-        "emb_dim": settings["n_embd"],
-        "n_heads": settings["n_head"],
-        "n_layers": settings["n_layer"],
-        "drop_rate": 0.0,
-        "qkv_bias": True,
-    }
 
 
 def transformers_gpt2(settings):

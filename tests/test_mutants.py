@@ -171,19 +171,27 @@ def put_into_model(mutant):
     return build
 
 
-@pytest.mark.parametrize(
-    ("component", "check", "old", "new"),
-    [
-        pytest.param(component, check, old, new, id=f"{component.__name__}: {name}")
-        for (component, check), mutants in MUTANTS.items()
-        for name, (old, new) in mutants.items()
-    ],
-)
+def each_of(mutants):
+    """One test for each classic mistake: parametrizes component, check, old, new."""
+    return pytest.mark.parametrize(
+        ("component", "check", "old", "new"),
+        [
+            pytest.param(component, check, old, new, id=f"{component.__name__}: {name}")
+            for (component, check), mistakes in mutants.items()
+            for name, (old, new) in mistakes.items()
+        ],
+    )
+
+
+NOTICED = (AssertionError, RuntimeError, IndexError, ValueError)
+
+
+@each_of(MUTANTS)
 def test_mutant_is_caught(component, check, old, new):
     mutant = mutate(component, old, new)
     if component is TransformerBlock:
         mutant = put_into_model(mutant)
-    with pytest.raises((AssertionError, RuntimeError, IndexError, ValueError)):
+    with pytest.raises(NOTICED):
         check(mutant)
 
 
