@@ -1,7 +1,7 @@
 """Let a trained model write (sections 5.3 to 5.5).
 
 Holds the book's `generate`, how OpenAI's weights get into our model, and a command line
-that prints each token as soon as it is there. Not here: more ways of choosing a token.
+that prints each token as soon as it is there, chosen by the `Sampler` of `decoding/`.
 Run it: `python -m ch05.gpt_generate --prompt "The river"` continues the text with the
 model that `python -m ch05.gpt_train` saved; `--model gpt2-small` takes OpenAI's.
 
@@ -19,6 +19,7 @@ from ch02.dataloader import get_tokenizer
 from ch02.download import data_dir
 from ch04.gpt import GPTModel
 from ch05.checkpoint import load_model
+from ch05.decoding.sampler import Sampler, add_sampler_options, sample, sampler_from
 from ch05.device import ACCELERATORS, pick_device
 from ch05.gpt_download import download_and_load_gpt2
 from ch05.gpt_train import text_to_token_ids, token_ids_to_text
@@ -29,6 +30,7 @@ MODELS = {
     "gpt2-large": "774M",
     "gpt2-xl": "1558M",
 }
+GREEDY = Sampler()
 
 
 def generate(
@@ -70,15 +72,17 @@ def generate(
     return idx
 
 
-def stream(model, idx, max_new_tokens, context_size, tokenizer, **choice):
+def stream(
+    model, idx, max_new_tokens, context_size, tokenizer, sampler=GREEDY, eos_id=None
+):
     """Generate for a batch of one, yielding the new text piece by piece.
 
-    A character that spans several tokens is held back until it is whole. choice: as in
-    `generate`.
+    A character that spans several tokens is held back until it is whole. sampler: what
+    chooses the tokens; eos_id: the token to stop at, which is not shown.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for _ in range(max_new_tokens):
-        longer = generate(model, idx, 1, context_size, **choice)
+        longer = sample(model, idx, 1, context_size, sampler, eos_id)
         if longer.shape == idx.shape:  # the end token
             break
         idx = longer
@@ -220,13 +224,14 @@ def parse_args(argv=None):
         help="where --model keeps them (default: gpt2 in LLM_COURSE_DATA)")  # fmt: skip
     add("--prompt", help="text to continue (default: standard input)")
     add("--max-new-tokens", type=positive_int, default=50, help="(default: 50)")
-    add("--temperature", type=float, default=0.0, help="0 (default): no randomness")
-    add("--top-k", type=positive_int, help="draw only from the k likeliest tokens")
     add("--seed", type=seed, default=123, help="of the drawing, with a temperature")
     add("--device", default="auto", help=f"auto, cpu, {', '.join(ACCELERATORS)}")
+    add_sampler_options(parser)
     args = parser.parse_args(argv)
-    if args.temperature != 0 and not 1e-3 <= args.temperature <= 1e3:
-        parser.error("--temperature must be 0 or between 0.001 and 1000")
+    try:
+        args.sampler = sampler_from(args)
+    except InputError as error:
+        parser.error(str(error))
     if args.models_dir is not None and not args.model:
         parser.error("--models-dir is where the weights for --model are kept")
     return args
@@ -267,9 +272,8 @@ def cli(argv=None):
                 args.max_new_tokens,
                 context_size,
                 tokenizer,
-                temperature=args.temperature,
-                top_k=args.top_k,
-                eos_id=tokenizer.eot_token,
+                args.sampler,
+                tokenizer.eot_token,
             ):
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:

@@ -35,6 +35,7 @@ from ch03 import attention
 from ch04 import gpt
 from ch04.gpt import GPTModel
 from ch05 import checkpoint, gpt_generate, gpt_train
+from ch05.decoding.sampler import Sampler
 from ch05.gpt_generate import generate, stream
 
 ROOT = Path(__file__).parents[1]
@@ -384,7 +385,16 @@ def test_the_seed_decides(weights, capsys):
     # Without temperature, or with one candidate, there is nothing to decide
     assert text("--seed", 1) == text("--seed", 2)
     assert text("--top-k", 1, *warm, 1) == text()
+    assert text("--top-p", 1e-6, *warm, 1) == text()
+    assert text("--min-p", 1, *warm, 1) == text()
     assert text("--max-new-tokens", 3).count(" ") < text().count(" ")
+
+
+def test_every_setting_of_a_sampler_has_an_option():
+    options = "--temperature 0.8 --top-k 5 --top-p 0.9 --min-p 0.1"
+    args = gpt_generate.parse_args([*options.split(), "--repetition-penalty", "1.2"])
+    assert args.sampler == Sampler(0.8, 5, 0.9, 0.1, 1.2)
+    assert gpt_generate.parse_args([]).sampler == Sampler()
 
 
 # Tokenizers

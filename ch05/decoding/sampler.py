@@ -12,12 +12,12 @@ Letters: B batch, T tokens, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
 import torch
 
-from ch02.cli import InputError
+from ch02.cli import InputError, positive_int
 
 
 def penalize_repetition(logits, token_ids, penalty):
@@ -156,6 +156,27 @@ class Sampler:
             return logits
         require(token_ids is not None, "repetition_penalty needs token_ids", None)
         return penalize_repetition(logits, token_ids, self.repetition_penalty)
+
+
+def add_sampler_options(parser):
+    """Give an ArgumentParser one option for each setting of a Sampler."""
+    add = parser.add_argument_group("choosing the next token").add_argument
+    add("--temperature", type=float, default=0.0, metavar="T",
+        help="0 (default): the likeliest; above 0 they are drawn, with")  # fmt: skip
+    add("--top-k", type=positive_int, metavar="K", help="only the K likeliest tokens")
+    add("--top-p", type=float, metavar="P",
+        help="only the fewest tokens that hold the probability P")  # fmt: skip
+    add("--min-p", type=float, metavar="P",
+        help="only tokens with at least P times the largest probability")  # fmt: skip
+    add("--repetition-penalty", type=float, default=1.0, metavar="X",
+        help="above 1: what occurred becomes less likely")  # fmt: skip
+
+
+def sampler_from(args):
+    """The Sampler for options read with `add_sampler_options`."""
+    return Sampler(
+        **{field.name: getattr(args, field.name) for field in fields(Sampler)}
+    )
 
 
 def at_least_float32(logits):
