@@ -21,37 +21,50 @@ from ch04.gpt import GPT_CONFIG_124M, GPTModel
 
 FORMAT_VERSION = 1
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
-# What a position tells: where in the data, and what must be the same to go on
-POSITION = {
-    "epoch",
-    "batch",
-    "step",
-    "tokens_seen",
-    "seconds",
-    "num_epochs",
-    "settings",
-}
+# What every position tells: how far a run is, and what must be the same to go on.
+# Each kind of training adds where it is in its data.
+POSITION = {"step", "tokens_seen", "seconds", "settings"}
 
 
-def save_weights(path, model, config):
-    """Write a model's state dict, with the config that rebuilds it, to one file."""
-    tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
-    _save(path, tensors, {"config": config})
+def save_weights(path, model, config, dtype=None):
+    """Write a model's state dict, with the config that rebuilds it, to one file.
+
+    dtype: of the numbers in the file (default: the model's own). An output layer that
+    shares its weights with the token embedding is not written a second time.
+    """
+    tensors = {
+        name: t.to(dtype or t.dtype).contiguous()
+        for name, t in model.state_dict().items()
+    }
+    metadata = {"config": config}
+    if is_tied(model):
+        del tensors["out_head.weight"]
+        metadata["tied_head"] = True
+    _save(path, tensors, metadata)
+
+
+def is_tied(model):
+    """Whether the output layer of a GPTModel is its token embedding."""
+    return model.out_head.weight is model.tok_emb.weight
 
 
 def load_model(path, device="cpu"):
     """Rebuild the `GPTModel` saved in a file, a checkpoint, or a run's newest one.
 
-    Returns (model in eval mode, config). Raises InputError if the file cannot be used.
+    Returns (model in eval mode, config); the weights are float32. Raises InputError if
+    the file cannot be used.
     """
     path = find_weights(path)
     with _reading(path):
-        config = _read_metadata(path)["config"]
+        metadata = _read_metadata(path)
+        config = metadata["config"]
         if config.keys() != GPT_CONFIG_124M.keys():
             raise ValueError(f"its config has the keys {', '.join(config)}")
         # The weights drawn here are replaced: the reader's seed must not notice
         with torch.random.fork_rng(devices=[]):
             model = GPTModel(config)
+        if metadata.get("tied_head"):
+            model.out_head.weight = model.tok_emb.weight
         load_weights(model, path)
     return model.to(device).eval(), config
 
@@ -60,8 +73,10 @@ def load_weights(model, path):
     """Load a weights file into a model of the same architecture (else InputError)."""
     with _reading(path):
         weights, expected = load_file(path), model.state_dict()
+        if is_tied(model):
+            del expected["out_head.weight"]  # not in the file: it is tok_emb.weight
         _compare(path, weights, expected)
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, strict=False)  # the names are compared already
 
 
 def find_weights(path):
@@ -105,8 +120,8 @@ def latest_checkpoint(run_dir):
 def save_checkpoint(run_dir, model, config, optimizer, rng_states, position, keep=2):
     """Write a checkpoint and drop all but the `keep` newest.
 
-    rng_states: dict from name to uint8 tensor, "cpu" and "epoch_start" among them;
-    position: dict with the keys POSITION that JSON can hold. Returns the folder.
+    rng_states: dict from name to uint8 tensor, "cpu" among them; position: dict with
+    the keys POSITION at least, that JSON can hold. Returns the folder.
     Raises InputError if the disk refuses; earlier checkpoints are untouched then.
     """
     folder = Path(run_dir) / "checkpoints" / f"step-{position['step']:06d}"
@@ -137,26 +152,31 @@ def save_checkpoint(run_dir, model, config, optimizer, rng_states, position, kee
     return folder
 
 
-def load_position(folder):
-    """Return the position dict of a checkpoint without loading its tensors."""
+def load_position(folder, also=frozenset()):
+    """Return the position dict of a checkpoint without loading its tensors.
+
+    also: keys it must have besides POSITION.
+    """
     path = Path(folder) / TRAINING
     with _reading(path):
         position = _read_metadata(path)["position"]
-        if missing := POSITION - position.keys():
+        if missing := (POSITION | also) - position.keys():
             raise ValueError(f"it does not tell {', '.join(sorted(missing))}")
         if not isinstance(position["settings"], dict):
             raise ValueError("its settings are not settings")
     return position
 
 
-def load_checkpoint(folder, model, optimizer):
+def load_checkpoint(folder, model, optimizer, rng_names=("cpu",)):
     """Put a checkpoint back into model and optimizer.
 
-    Returns (rng_states, position) as they were given to `save_checkpoint`.
+    rng_names: the random states it must have. Returns (rng_states, position) as they
+    were given to `save_checkpoint`.
     """
     path, position = Path(folder) / TRAINING, load_position(folder)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = dict.fromkeys(("rng.cpu", "rng.epoch_start"), torch.get_rng_state())
+    rng_state = torch.get_rng_state()
+    expected = {f"rng.{name}": rng_state for name in rng_names}
     for index, parameter in enumerate(parameters):
         expected[f"optimizer.{index}.step"] = torch.tensor(0.0)
         for name in ("exp_avg", "exp_avg_sq"):

@@ -34,11 +34,38 @@ from ch05.checkpoint import (
 from ch05.gpt_train import calc_loss_batch, evaluate_model, generate_and_print_sample
 
 
+# What a position tells besides what every position does
+EPOCHS = frozenset({"epoch", "batch", "num_epochs"})
+
+
 def open_run(run_dir, settings, num_epochs, resume):
     """Create or reopen a run's folder; returns the checkpoint to continue, or None.
 
     settings: what must be the same for a run to be continued. Raises InputError rather
     than overwrite a run that cannot be reproduced by the same command.
+    """
+    newest, position = find_run(run_dir, settings, resume, EPOCHS)
+    if newest is None or resume:
+        return newest
+    if position["epoch"] < position["num_epochs"]:
+        raise unfinished(run_dir, position)
+    if position["num_epochs"] != num_epochs:
+        raise InputError(
+            f"{run_dir} holds a run of {position['num_epochs']} epochs: add --resume "
+            f"to train it up to {num_epochs}, or choose another --out-dir"
+        )
+    # A finished run of the same settings: this one gives the same result again
+    for old in checkpoints(run_dir):
+        discard(old)
+    write_metrics(run_dir, [])
+    return None
+
+
+def find_run(run_dir, settings, resume, also=frozenset()):
+    """Create a run's folder, or look into it: (newest checkpoint, its position).
+
+    Both are None where there is no checkpoint yet. also: as in `load_position`. Raises
+    InputError if the folder cannot be written or holds a run with other settings.
     """
     run_dir = Path(run_dir)
     try:
@@ -53,41 +80,33 @@ def open_run(run_dir, settings, num_epochs, resume):
         shutil.rmtree(partial, ignore_errors=True)
     newest = latest_checkpoint(run_dir)
     if newest is None:
-        _write_metrics(run_dir, [])
+        write_metrics(run_dir, [])
         if resume:
             print(f"No checkpoint in {run_dir} yet: starting from the beginning.")
-        return None
+        return None, None
 
-    position = load_position(newest)
+    position = load_position(newest, also)
     changed = [
         f"{key} {position['settings'].get(key)!r} there, {value!r} now"
         for key, value in settings.items()
         if position["settings"].get(key) != value
     ]
-    if resume:
-        if changed:
-            raise InputError(f"cannot resume {newest}: {'; '.join(changed)}")
-        return newest
+    if changed and resume:
+        raise InputError(f"cannot resume {newest}: {'; '.join(changed)}")
     if changed:
         raise InputError(
             f"{run_dir} holds another run ({'; '.join(changed)}): choose another "
             "--out-dir"
         )
-    if position["epoch"] < position["num_epochs"]:
-        raise InputError(
-            f"{run_dir} holds an unfinished run (step {position['step']}): add "
-            "--resume to continue it, or choose another --out-dir"
-        )
-    if position["num_epochs"] != num_epochs:
-        raise InputError(
-            f"{run_dir} holds a run of {position['num_epochs']} epochs: add --resume "
-            f"to train it up to {num_epochs}, or choose another --out-dir"
-        )
-    # A finished run of the same settings: this one gives the same result again
-    for old in checkpoints(run_dir):
-        discard(old)
-    _write_metrics(run_dir, [])
-    return None
+    return newest, position
+
+
+def unfinished(run_dir, position):
+    """The InputError for a run that is to be resumed, not begun again."""
+    return InputError(
+        f"{run_dir} holds an unfinished run (step {position['step']}): add --resume to "
+        "continue it, or choose another --out-dir"
+    )
 
 
 def read_metrics(run_dir, before_step):
@@ -105,7 +124,7 @@ def read_metrics(run_dir, before_step):
     return records
 
 
-def _write_metrics(run_dir, records):
+def write_metrics(run_dir, records):
     """Replace metrics.jsonl, in one go."""
     path = Path(run_dir) / "metrics.jsonl"
     partial = path.with_suffix(".partial")
@@ -115,6 +134,16 @@ def _write_metrics(run_dir, records):
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def append_metrics(run_dir, record):
+    """Add one record to metrics.jsonl."""
+    path = Path(run_dir) / "metrics.jsonl"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
@@ -152,12 +181,12 @@ class ResumableTraining:
     def restore(self, checkpoint):
         """Go back to a checkpoint; what was recorded after it is dropped."""
         self.rng_states, position = load_checkpoint(
-            checkpoint, self.model, self.optimizer
+            checkpoint, self.model, self.optimizer, ("cpu", "epoch_start")
         )
         self.seconds_before = position["seconds"]
         self.position = {key: position[key] for key in self.position}
         self.metrics = read_metrics(self.run_dir, before_step=position["step"])
-        _write_metrics(self.run_dir, self.metrics)
+        write_metrics(self.run_dir, self.metrics)
 
     def train(self):
         """Train to the end, or until a signal asks to stop.
@@ -165,7 +194,7 @@ class ResumableTraining:
         Returns the signal's number or None. In either case all that was done is saved.
         """
         self.started = time.perf_counter() - self.seconds_before
-        with _stop_requests() as stop, self._progress_bar() as self.bar:
+        with stop_requests() as stop, self._progress_bar() as self.bar:
             while self.position["epoch"] < self.num_epochs:
                 for input_batch, target_batch in self._remaining_batches():
                     self._train_step(input_batch, target_batch)
@@ -185,14 +214,14 @@ class ResumableTraining:
         self.model.train()
         done = self.position["batch"]
         if self.rng_states:
-            _set_rng_states(self.device, self.rng_states, at_epoch_start=done > 0)
+            set_rng_states(self.device, self.rng_states, at_epoch_start=done > 0)
         self.epoch_start = torch.get_rng_state()
         batches = iter(self.train_loader)
         if done:
             # Drawn again only to reach the same place in the shuffled data
             for _ in range(done):
                 next(batches)
-            _set_rng_states(self.device, self.rng_states)
+            set_rng_states(self.device, self.rng_states)
         self.rng_states = None
         return batches
 
@@ -230,7 +259,7 @@ class ResumableTraining:
             "tokens_per_second": round(self.position["tokens_seen"] / seconds),
         }
         self.metrics.append(record)
-        self._append_metrics(record)
+        append_metrics(self.run_dir, record)
         with tqdm.external_write_mode(file=sys.stdout):
             print(
                 f"Ep {record['epoch']} (Step {step:06d}): "
@@ -257,7 +286,7 @@ class ResumableTraining:
             self.model,
             self.config,
             self.optimizer,
-            {**_get_rng_states(self.device), "epoch_start": self.epoch_start},
+            {**get_rng_states(self.device), "epoch_start": self.epoch_start},
             {
                 **self.position,
                 "seconds": self._seconds(),
@@ -269,14 +298,6 @@ class ResumableTraining:
     def _seconds(self):
         """Time spent on this run, that before an interruption included."""
         return time.perf_counter() - self.started
-
-    def _append_metrics(self, record):
-        path = self.run_dir / "metrics.jsonl"
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
 
     def _progress_bar(self):
         """Tokens done, time left, tokens per second; on stderr, only on a terminal."""
@@ -293,7 +314,7 @@ class ResumableTraining:
         )
 
 
-def _get_rng_states(device):
+def get_rng_states(device):
     """The random number generators a training step uses, as uint8 tensors by name."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
@@ -301,14 +322,14 @@ def _get_rng_states(device):
     return states
 
 
-def _set_rng_states(device, states, at_epoch_start=False):
+def set_rng_states(device, states, at_epoch_start=False):
     torch.set_rng_state(states["epoch_start" if at_epoch_start else "cpu"])
     if device.type in states and device.type != "cpu":
         getattr(torch, device.type).set_rng_state(states[device.type])
 
 
 @contextmanager
-def _stop_requests():
+def stop_requests():
     """Note Ctrl-C and SIGTERM instead of dying from them; a second one gets through."""
     stop = {"signal": None}
 

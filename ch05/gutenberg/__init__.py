@@ -1,0 +1,1 @@
+"""A small GPT of our own, pretrained on public-domain books from Project Gutenberg."""

@@ -1,0 +1,1 @@
+"""Chapter 5, beyond the book: more ways for GPT-2's weights to come in."""
