@@ -8,10 +8,11 @@ import json
 import re
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
@@ -34,7 +35,7 @@ from ch04.gpt import GELU, GPT_CONFIG_124M, GPTModel, LayerNorm, TransformerBloc
 from ch05 import gpt_train
 from ch05.gpt_train import MODELS, create_loaders, train_model_simple
 
-FIGURES = json.loads((Path(__file__).parent / "book_figures.json").read_text("utf-8"))
+FIGURES = json.loads((ROOT / "tests/book_figures.json").read_text("utf-8"))
 RECIPES = {}
 
 
@@ -574,11 +575,69 @@ def full_run(capsys):
     """The book's pretraining run: about five minutes on two CPU cores."""
     if not full_run_results:
         train_losses, val_losses, _, _ = gpt_train.main(*MODELS["gpt2-small"])
-        lines = capsys.readouterr().out.splitlines()
+        printed = capsys.readouterr().out
         curve = zip(range(0, 90, 5), train_losses, val_losses, strict=True)
-        samples = [line for line in lines if line.startswith("Every effort moves you")]
-        full_run_results.extend((list(curve), samples))
+        full_run_results.extend((list(curve), samples(printed)))
     return full_run_results
 
 
 full_run_results = []
+
+
+@figure(
+    "ch05.train.losses",
+    "ch05.train.samples",
+    "ch05.greedy25",
+    "ch05.sampled15",
+    "ch05.ex54.losses",
+    "ch05.ex54.sample",
+)
+def notebook_run(capsys):
+    """Chapter 5's notebook in the book's size, up to the sampled text of 5.3.3.
+
+    Then one more epoch, as in exercise 5.4. About ten minutes on two CPU cores.
+    """
+    if notebook_run_results:
+        return notebook_run_results
+    notebook = nbformat.read(ROOT / "ch05/ch05.ipynb", as_version=4)
+    cells = {c.id: c.source for c in notebook.cells if c.cell_type == "code"}
+    values, printed = {}, {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_COURSE_SIZE", "book")
+        patch.setattr("matplotlib.pyplot.show", lambda: None)
+        for id_, source in cells.items():
+            exec(compile(source, id_, "exec"), values)
+            printed[id_] = capsys.readouterr().out
+            if id_ == "5-3-20":
+                break
+        exec(cells["5-1-32"], values)  # the loaders, seeded
+    one_more = train_model_simple(
+        *(values[n] for n in ("model", "train_loader", "val_loader", "optimizer")),
+        values["device"],
+        num_epochs=1,
+        eval_freq=5,
+        eval_iter=5,
+        start_context="Every effort moves you",
+        tokenizer=get_tokenizer(),
+    )
+    losses = values["train_losses"], values["val_losses"]
+    notebook_run_results.extend(
+        (
+            list(zip(range(0, 90, 5), *losses, strict=True)),
+            samples(printed["5-2-10"]),
+            values["sample"],
+            printed["5-3-20"].rstrip("\n"),
+            list(zip((0, 5), *one_more[:2], strict=True)),
+            samples(capsys.readouterr().out),
+        )
+    )
+    return notebook_run_results
+
+
+notebook_run_results = []
+
+
+def samples(output):
+    """The lines a training run has written after each epoch."""
+    lines = output.splitlines()
+    return [line for line in lines if line.startswith("Every effort moves you")]
