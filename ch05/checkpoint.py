@@ -75,7 +75,7 @@ def load_weights(model, path):
         weights, expected = load_file(path), model.state_dict()
         if is_tied(model):
             del expected["out_head.weight"]  # not in the file: it is tok_emb.weight
-        _compare(path, weights, expected)
+        compare_tensors(path, weights, expected)
         model.load_state_dict(weights, strict=False)  # the names are compared already
 
 
@@ -155,13 +155,18 @@ def save_checkpoint(run_dir, model, config, optimizer, rng_states, position, kee
 def load_position(folder, also=frozenset()):
     """Return the position dict of a checkpoint without loading its tensors.
 
-    also: keys it must have besides POSITION.
+    also: keys it must have besides POSITION, those of one kind of training.
     """
     path = Path(folder) / TRAINING
     with _reading(path):
         position = _read_metadata(path)["position"]
-        if missing := (POSITION | also) - position.keys():
+        if missing := POSITION - position.keys():
             raise ValueError(f"it does not tell {', '.join(sorted(missing))}")
+        if missing := also - position.keys():
+            raise InputError(
+                f"{folder} was saved by another kind of training (it does not tell "
+                f"{', '.join(sorted(missing))}): choose another --out-dir"
+            )
         if not isinstance(position["settings"], dict):
             raise ValueError("its settings are not settings")
     return position
@@ -185,7 +190,7 @@ def load_checkpoint(folder, model, optimizer, rng_names=("cpu",)):
         tensors = load_file(path)
         # An accelerator's generator has a state of its own kind
         rng_states = {n: t for n, t in tensors.items() if n.startswith("rng.")}
-        _compare(path, tensors, rng_states | expected)
+        compare_tensors(path, tensors, rng_states | expected)
         moments = {
             index: {
                 name: tensors[f"optimizer.{index}.{name}"]
@@ -209,7 +214,7 @@ def _save(path, tensors, metadata):
         os.fsync(file.fileno())
 
 
-def _compare(path, tensors, expected):
+def compare_tensors(path, tensors, expected):
     """Raise an InputError that names the first tensor that is not as expected."""
 
     def describe(side, name):
