@@ -33,7 +33,6 @@ from ch05.checkpoint import (
 )
 from ch05.gpt_train import calc_loss_batch, evaluate_model, generate_and_print_sample
 
-
 # What a position tells besides what every position does
 EPOCHS = frozenset({"epoch", "batch", "num_epochs"})
 
@@ -323,6 +322,10 @@ def get_rng_states(device):
 
 
 def set_rng_states(device, states, at_epoch_start=False):
+    """Put back what `get_rng_states` read.
+
+    at_epoch_start: take the state of the CPU called "epoch_start" instead of "cpu".
+    """
     torch.set_rng_state(states["epoch_start" if at_epoch_start else "cpu"])
     if device.type in states and device.type != "cpu":
         getattr(torch, device.type).set_rng_state(states[device.type])

@@ -12,7 +12,11 @@ import figures
 from figures.svg import PALETTE, Figure
 
 ROOT = Path(__file__).parents[1]
-SVGS = sorted([*ROOT.glob("figures/*.svg"), *ROOT.glob("*/figures/*.svg")])
+SVGS = sorted(
+    path
+    for pattern in ("figures/*.svg", "*/figures/*.svg", "*/*/figures/*.svg")
+    for path in ROOT.glob(pattern)
+)
 SCRIPTS = [m.name for m in iter_modules(figures.__path__) if m.name != "svg"]
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -40,7 +40,7 @@ SHAPE = ("emb_dim", "n_layers", "n_heads", "context_length")
 
 def token_count(text):
     """Option type: a number of tokens such as 500000, 500k, 20M or 1.5B."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMB]?)", text)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kMB]?)", text)
     factor = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
     count = round(float(match[1]) * factor[match[2]]) if match else 0
     if count < 1:
@@ -56,7 +56,8 @@ def parse_args(argv=None):
         "every process that torchrun starts.",
     )
     add = parser.add_argument_group("data and model").add_argument
-    add("--data", default="gutenberg_tokens", metavar="DIR", help="(default: here)")
+    add("--data", default="gutenberg_tokens", metavar="DIR",
+        help="(default: %(default)s)")  # fmt: skip
     add("--order", choices=("random", "sequential"), default="random",
         help="of the windows in a pass over the text")  # fmt: skip
     for name in SHAPE:
@@ -104,7 +105,7 @@ def collect_settings(args, world):
     config = CONFIG_MINI | {name: getattr(args, name) for name in SHAPE}
     num_steps = math.ceil(args.tokens / args.batch_size / args.context_length)
     share = args.batch_size // world.size
-    micro_batch = args.micro_batch or share
+    micro_batch = args.micro_batch or max(1, share)
     if args.batch_size % (micro_batch * world.size):
         raise InputError(
             f"--batch-size {args.batch_size} cannot be shared out: {world.size} "
@@ -148,6 +149,10 @@ def cli(argv=None):
         world = World(args.device)
         try:
             stopped_by = run(args, world)
+        except torch.OutOfMemoryError:  # of an accelerator
+            raise InputError(
+                f"{world.device} has too little memory: choose a smaller --micro-batch"
+            ) from None
         finally:
             world.close()
     if stopped_by:
@@ -162,7 +167,8 @@ def run(args, world):
     settings = collect_settings(args, world)
     config, num_steps = settings["config"], settings["num_steps"]
     needed, free = memory_needed(config, settings["micro_batch"]), free_memory()
-    if world.device.type == "cpu" and free is not None and free < needed * world.size:
+    on_cpu = world.device.type == "cpu"
+    if on_cpu and free is not None and free < needed * world.size:
         raise InputError(
             f"this needs about {needed * world.size / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free: choose a smaller --micro-batch"
@@ -179,7 +185,9 @@ def run(args, world):
         if not args.resume:
             raise unfinished(args.out_dir, position)
 
-    board = open_board(args.out_dir) if args.tensorboard and world.rank == 0 else None
+    board = None
+    if args.tensorboard and world.rank == 0:
+        board = open_board(args.out_dir, position["tokens_seen"] if checkpoint else 0)
     training = Pretraining(
         settings, train, val, world, args.out_dir, args.compile, board
     )
@@ -200,8 +208,15 @@ def run(args, world):
         f"Work    {flops_per_token(config) * num_steps * training.tokens_per_step:.1e} "
         "floating-point operations"
     )
-    say(f"Memory  about {needed / 1e9:.1f} GB per process")
-    seconds = training.seconds_per_step() * (num_steps - training.step)
+    if on_cpu:
+        say(f"Memory  about {needed / 1e9:.1f} GB per process")
+    try:
+        seconds = training.seconds_per_step() * (num_steps - training.step)
+    except RuntimeError as error:
+        if not args.compile or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--compile fails here ({reason}): leave it out") from None
     say(f"Time    about {duration(seconds)}, judged by one micro-batch\n")
     stopped_by = training.train(args.prompt, args.eval_freq, args.save_every)
     if stopped_by:
@@ -212,15 +227,15 @@ def run(args, world):
     return stopped_by
 
 
-def open_board(run_dir):
-    """A TensorBoard writer for a run's folder."""
+def open_board(run_dir, tokens_seen):
+    """A TensorBoard writer for a run's folder; hides what it holds of later tokens."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError(
             "--tensorboard needs a package: pip install tensorboard"
         ) from None
-    return SummaryWriter(run_dir)
+    return SummaryWriter(run_dir, purge_step=tokens_seen + 1)
 
 
 def duration(seconds):

@@ -51,12 +51,15 @@ class World:
     def __init__(self, device_name):
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
-        if self.size > 1 and device_name == "auto" and torch.cuda.is_available():
-            device_name = "cuda"
+        if self.size > 1 and device_name == "auto":
+            device_name = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = pick_device(device_name)
         if self.size > 1:
             if self.device.type == "cuda":
-                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+                if number >= gpus:
+                    raise InputError(f"--nproc-per-node is at most {gpus}, one per GPU")
+                self.device = torch.device("cuda", number)
                 torch.cuda.set_device(self.device)
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
@@ -195,13 +198,16 @@ class Pretraining:
         """
         (loss,) = self.world.sum(self.loss_sum.item() / steps / self.world.size)
         self.loss_sum.zero_()
-        if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} at step {self.step}: lower --lr")
+        bits_per_byte = self.evaluate()  # of weights that are newer than the loss
+        if not math.isfinite(loss + bits_per_byte):
+            raise InputError(
+                f"the loss is not finite any more at step {self.step}: lower --lr"
+            )
         record = {
             "step": self.step,
             "tokens_seen": self.step * self.tokens_per_step,
             "train_loss": loss,
-            "val_bits_per_byte": self.evaluate(),
+            "val_bits_per_byte": bits_per_byte,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": round(self.seconds(), 2),
         }
@@ -215,7 +221,7 @@ class Pretraining:
             print(
                 f"Step {self.step:6d}, {record['tokens_seen']:,} tokens: "
                 f"train loss {loss:.3f}, "
-                f"val {record['val_bits_per_byte']:.4f} bits per byte\n"
+                f"val {bits_per_byte:.4f} bits per byte\n"
                 f"    {self.continuation(start_context)}"
             )
 
@@ -232,6 +238,7 @@ class Pretraining:
 
     def save(self):
         """Write a checkpoint; one process does."""
+        (loss_sum,) = self.world.sum(self.loss_sum.item() / self.world.size)
         if self.world.rank > 0:
             return
         if not all(p.isfinite().all() for p in self.model.parameters()):
@@ -243,7 +250,7 @@ class Pretraining:
             "tokens_seen": self.step * self.tokens_per_step,
             "seconds": self.seconds(),
             "settings": self.settings,
-            "loss_sum": self.loss_sum.item(),
+            "loss_sum": loss_sum,
         }
         save_checkpoint(
             self.run_dir,
@@ -261,13 +268,15 @@ class Pretraining:
     def seconds_per_step(self):
         """Judged by one micro-batch, there and back; nothing is learned from it."""
         numbers = self.my_windows(0)[0]
-        with torch.random.fork_rng(), self._exchanging_gradients(False):
+        rng_states = get_rng_states(self.world.device)
+        with self._exchanging_gradients(False):
             for _ in range(2):
                 started = time.perf_counter()
                 loss = self.loss(numbers)
                 loss.backward()
                 loss.item()  # an accelerator is waited for
         self.optimizer.zero_grad()
+        set_rng_states(self.world.device, rng_states)
         return (time.perf_counter() - started) * len(self.my_windows(0))
 
     def train(self, start_context, eval_freq, save_every):
