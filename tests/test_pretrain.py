@@ -42,6 +42,7 @@ from ch05.checkpoint import (
 )
 from ch05.device import reuse_freed_memory
 from ch05.gpt_train import calc_loss_batch
+from ch05.gutenberg import pretrain
 from ch05.gutenberg.recipe import (
     CONFIG_MINI,
     Windows,
@@ -397,7 +398,7 @@ def check_shares(component):
 
 
 def test_time_is_judged_without_a_trace():
-    run = training(micro_batch=2)
+    run = training(micro_batch=2, config=TINY | {"drop_rate": 0.1})
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
     rng_state = torch.get_rng_state()
     assert run.seconds_per_step() > 0
@@ -439,7 +440,7 @@ def story_tokens():
 @pytest.fixture(scope="module")
 def check_evaluate(story_tokens):
     """evaluate() against one window at a time and the bytes of the decoded text."""
-    config = TINY | {"vocab_size": 50257}
+    config = TINY | {"vocab_size": 50257, "drop_rate": 0.1}
     changed = {"config": config, "eval_windows": 7}
 
     def check(component):
@@ -447,7 +448,7 @@ def check_evaluate(story_tokens):
         for parameter in run.model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
         run.train_step()  # the optimizer has a state now
-        model, tokenizer = run.model, get_tokenizer()
+        model, tokenizer = run.model.eval(), get_tokenizer()
         nats = num_bytes = 0.0
         count = (len(story_tokens) - 1) // 8
         for i in range(7):
@@ -459,6 +460,7 @@ def check_evaluate(story_tokens):
             nats -= probas.log().sum().item()
             text = [i for i in ids[1:].tolist() if i != END_OF_TEXT]
             num_bytes += len(tokenizer.decode_bytes(text))
+        model.train()
         expected, text_bytes = nats / num_bytes / math.log(2), num_bytes
 
         state = json.dumps(run.optimizer.state_dict()["param_groups"])
@@ -584,6 +586,7 @@ EVALUATION = {
                                 "self.token_lengths[inputs]"),
         "the first windows only": ("i * windows.count // count", "i"),
         "each process evaluates all": ("self.world.rank :: self.world.size", ":"),
+        "with dropout": ("        self.model.eval()\n        for", "        for"),
         "left in eval mode": ("        self.model.train()\n        nats, num_bytes",
                               "        nats, num_bytes"),
         "of the training text": ("= self.val_windows, self.", "= self.windows, self."),
@@ -763,3 +766,23 @@ def test_more_processes_than_gpus(monkeypatch):
     for device in ("auto", "cuda"):
         with pytest.raises(InputError, match="--nproc-per-node is at most 1"):
             World(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "batch_size", "expected"),
+    [
+        ("cpu", 1, 16, 4),
+        ("cpu", 2, 16, 4),
+        ("cpu", 4, 8, 2),
+        ("cpu", 1, 6, 2),
+        ("cuda", 1, 16, 16),
+        ("cuda", 2, 16, 8),
+    ],
+)
+def test_default_micro_batch(device, processes, batch_size, expected, tmp_path):
+    """On a CPU the same for one process and several, so that either can resume."""
+    (tmp_path / "manifest.json").touch()
+    options = ["--data", tmp_path, "--batch-size", batch_size, "--dtype", "fp32"]
+    args = pretrain.parse_args([str(option) for option in options])
+    world = SimpleNamespace(device=torch.device(device), size=processes)
+    assert pretrain.collect_settings(args, world)["micro_batch"] == expected

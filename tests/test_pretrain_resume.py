@@ -576,7 +576,7 @@ def refused(train, capsys):
 def test_wrong_option(option, values, run_dir, refused):
     for value in values:
         error = refused(run_dir, f"{option}={value}")
-        assert option in error or repr(value)[1:-1] in error
+        assert option in error or (value and value in error), error
         assert not run_dir.exists()
 
 

@@ -70,7 +70,7 @@ def parse_args(argv=None):
     add("--batch-size", type=positive_int, default=16, metavar="N",
         help="windows per step, of all processes together (default: 16)")  # fmt: skip
     add("--micro-batch", type=positive_int, metavar="N",
-        help="windows at a time, for less memory (default: all of a step)")  # fmt: skip
+        help="windows at a time (default: 4 on a CPU, else all of a step)")  # fmt: skip
     add("--lr", type=positive_float, default=2e-3, help="the highest (default: 2e-3)")
     add("--warmup", type=positive_int, metavar="N",
         help="steps until it is reached (default: a twentieth of all)")  # fmt: skip
@@ -105,7 +105,9 @@ def collect_settings(args, world):
     config = CONFIG_MINI | {name: getattr(args, name) for name in SHAPE}
     num_steps = math.ceil(args.tokens / args.batch_size / args.context_length)
     share = args.batch_size // world.size
-    micro_batch = args.micro_batch or max(1, share)
+    # Four windows keep a CPU busy; an accelerator takes all it can get
+    at_a_time = math.gcd(share, 4) if world.device.type == "cpu" else share
+    micro_batch = args.micro_batch or max(1, at_a_time)
     if args.batch_size % (micro_batch * world.size):
         raise InputError(
             f"--batch-size {args.batch_size} cannot be shared out: {world.size} "
