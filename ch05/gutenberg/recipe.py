@@ -16,7 +16,7 @@ from torch import nn
 from ch02.cli import InputError
 from ch04.gpt import GPTModel
 
-# Chosen by the scaling study beside this file
+# About the largest shape whose weights fit into 40 MB in bfloat16
 CONFIG_MINI = {
     "vocab_size": 50257,
     "context_length": 256,

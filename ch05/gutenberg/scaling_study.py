@@ -3,7 +3,7 @@
 A wider or deeper model learns more from a token, and sees fewer tokens for the same
 number of operations. `python -m ch05.gutenberg.scaling_study` trains every shape with
 every budget, about half an hour on two cores; begun again, it goes on where it stopped.
-The results and the plot beside this file are one run of it.
+In the end it writes the results and a plot beside this file.
 """
 
 import json
