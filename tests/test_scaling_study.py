@@ -50,3 +50,20 @@ def test_equal_arithmetic_results_and_plot(study, tmp_path, capfd):
     again = study()
     assert again == records
     assert capfd.readouterr().out.count("holds this run, finished") == len(SHAPES)
+
+
+def test_the_results_in_the_repository_say_what_the_readme_says():
+    records = json.loads(scaling_study.RESULTS.read_text("utf-8"))
+    assert scaling_study.PLOT.is_file()
+    bits = {}
+    for r in records:
+        shape = r["emb_dim"], r["n_layers"]
+        per_token = flops_per_token(scaling_study.config_of(*shape))
+        assert abs(r["tokens"] - r["flops"] / per_token) <= 8 * 256
+        bits[r["flops"], shape] = r["val_bits_per_byte"]
+    less, more = scaling_study.BUDGETS
+    narrow, *wider = scaling_study.SHAPES
+    for shape in wider:
+        # The narrowest is ahead, by less where there is more to compute
+        lead, lead_later = (bits[b, shape] - bits[b, narrow] for b in (less, more))
+        assert lead > lead_later > 0
