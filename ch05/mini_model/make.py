@@ -2,8 +2,8 @@
 
 `python -m ch05.mini_model.make --raw BOOKS` prepares the data, pretrains, measures and
 writes the files beside this one, model card included. Every step that is done is not
-done again, and one that was interrupted goes on where it was. `--tokens 300M` on a GPU
-makes a better model in less time.
+done again, and one that was interrupted goes on where it was. Other options are those
+of `pretrain`, such as `--tokens 300M`.
 """
 
 import json
