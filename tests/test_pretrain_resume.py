@@ -5,7 +5,6 @@ samples. A stop is an exception, a signal, or a real `kill -9`; several processe
 those of torchrun.
 """
 
-import json
 import math
 import multiprocessing
 import os
@@ -16,15 +15,16 @@ import socket
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from itertools import count
 from pathlib import Path
 from subprocess import PIPE
 from types import SimpleNamespace
 
 import pytest
+import test_resume
 import torch
 from conftest import ROOT
-from safetensors import safe_open
 from safetensors.torch import load_file
 from test_resume import (
     KILL,
@@ -43,7 +43,6 @@ from ch02.dataloader import get_tokenizer, load_text
 from ch04.gpt import GPT_CONFIG_124M
 from ch05 import checkpoint, gpt_generate, gpt_train
 from ch05.checkpoint import (
-    TRAINING,
     WEIGHTS,
     checkpoints,
     is_tied,
@@ -156,37 +155,9 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
-def metrics(run_dir):
-    """The lines of metrics.jsonl, each of them valid JSON, without the times."""
-    lines = (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
-    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
-    for record in records:
-        del record["seconds"]
-    return records
-
-
-def final_state(run_dir):
-    """All that a run leaves behind, without the times: dict from name to value."""
-    newest = latest_checkpoint(run_dir)
-    state = {"checkpoint": newest.name, "metrics": metrics(run_dir)}
-    for name in (WEIGHTS, TRAINING):
-        with safe_open(newest / name, framework="pt") as file:
-            metadata = {k: json.loads(v) for k, v in file.metadata().items()}
-        metadata.get("position", {}).pop("seconds", None)
-        state[f"{name} metadata"] = metadata
-        state |= {f"{name} {k}": t for k, t in load_file(newest / name).items()}
-    return state
-
-
-def assert_same(run_dir, expected_dir):
-    ours, theirs = final_state(run_dir), final_state(expected_dir)
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        if isinstance(value, torch.Tensor):
-            assert value.dtype == theirs[name].dtype, name
-            assert torch.equal(value, theirs[name]), name
-        else:
-            assert value == theirs[name], name
+# As of gpt_train's runs, but their records have another time
+metrics = partial(test_resume.metrics, times=("seconds",))
+assert_same = partial(test_resume.assert_same, read=metrics)
 
 
 def stop_in(monkeypatch, name, call, stop):

@@ -121,10 +121,10 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
-def final_state(run_dir):
+def final_state(run_dir, read=None):
     """All that a run leaves behind, without the times: dict from name to value."""
     newest = latest_checkpoint(run_dir)
-    state = {"checkpoint": newest.name, "metrics": metrics(run_dir)}
+    state = {"checkpoint": newest.name, "metrics": (read or metrics)(run_dir)}
     for name in (WEIGHTS, TRAINING):
         with safe_open(newest / name, framework="pt") as file:
             metadata = {k: json.loads(v) for k, v in file.metadata().items()}
@@ -134,17 +134,18 @@ def final_state(run_dir):
     return state
 
 
-def metrics(run_dir):
+def metrics(run_dir, times=("seconds", "tokens_per_second")):
     """The lines of metrics.jsonl, each of them valid JSON, without the times."""
     lines = (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     for record in records:
-        del record["seconds"], record["tokens_per_second"]
+        for name in times:
+            del record[name]
     return records
 
 
-def assert_same(run_dir, expected_dir):
-    ours, theirs = final_state(run_dir), final_state(expected_dir)
+def assert_same(run_dir, expected_dir, read=None):
+    ours, theirs = final_state(run_dir, read), final_state(expected_dir, read)
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if isinstance(value, torch.Tensor):
