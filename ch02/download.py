@@ -66,32 +66,40 @@ def fetch(file):
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
-    import pooch
-    from requests.exceptions import ConnectionError, SSLError, Timeout
-
-    pooch.get_logger().setLevel("ERROR")
     problems = []
     if path.is_file():
         problems.append(f"{path}: there, but its SHA-256 is not the expected one")
     for url in file.urls:
         try:
-            pooch.retrieve(
-                url,
-                known_hash=f"sha256:{file.sha256}",
-                fname=path.name,
-                path=path.parent,
-                progressbar=True,
-            )
-            return path
-        except SSLError:  # also a ConnectionError
-            problems.append(f"{url}: no secure connection (TLS)")
-        except (ConnectionError, Timeout):
-            problems.append(f"{url}: no connection")
-        except (OSError, ValueError) as error:
-            problems.append(f"{url}: {error}")
+            return retrieve(url, path, f"sha256:{file.sha256}")
+        except InputError as error:
+            problems.append(str(error))
     tried = "".join(f"\n  {problem}" for problem in problems)
     raise InputError(
         f"{file.name} could not be downloaded. Tried:{tried}\n"
         f"Put the file there by hand: {path} (SHA-256 {file.sha256}), "
         f"or {file.instead}."
     )
+
+
+def retrieve(url, path, known_hash=None):
+    """Download one file, with a progress bar, and return its path.
+
+    known_hash: "sha256:..." of the right bytes; None takes what is there, or what
+    comes. Raises InputError "url: reason".
+    """
+    import pooch
+    from requests.exceptions import ConnectionError, SSLError, Timeout
+
+    pooch.get_logger().setLevel("ERROR")
+    try:
+        pooch.retrieve(
+            url, known_hash, fname=path.name, path=path.parent, progressbar=True
+        )
+    except SSLError:  # also a ConnectionError
+        raise InputError(f"{url}: no secure connection (TLS)") from None
+    except (ConnectionError, Timeout):
+        raise InputError(f"{url}: no connection") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{url}: {error}") from None
+    return path

@@ -45,24 +45,30 @@ def save_weights(path, model, config, dtype=None):
 
 def is_tied(model):
     """Whether the output layer of a GPTModel is its token embedding."""
-    return model.out_head.weight is model.tok_emb.weight
+    weight = getattr(model.out_head, "weight", None)  # a wrapped layer has none
+    return weight is model.tok_emb.weight
 
 
-def load_model(path, device="cpu"):
-    """Rebuild the `GPTModel` saved in a file, a checkpoint, or a run's newest one.
+def build_gpt(config):
+    """The `GPTModel` of a config read from a file."""
+    if config.keys() != GPT_CONFIG_124M.keys():
+        raise ValueError(f"its config has the keys {', '.join(config)}")
+    return GPTModel(config)
 
-    Returns (model in eval mode, config); the weights are float32. Raises InputError if
-    the file cannot be used.
+
+def load_model(path, device="cpu", build=build_gpt):
+    """Rebuild the model saved in a file, a checkpoint, or a run's newest one.
+
+    build: makes the model of a config. Returns (model in eval mode, config); the
+    weights are float32. Raises InputError if the file cannot be used.
     """
     path = find_weights(path)
     with _reading(path):
         metadata = _read_metadata(path)
         config = metadata["config"]
-        if config.keys() != GPT_CONFIG_124M.keys():
-            raise ValueError(f"its config has the keys {', '.join(config)}")
         # The weights drawn here are replaced: the reader's seed must not notice
         with torch.random.fork_rng(devices=[]):
-            model = GPTModel(config)
+            model = build(config)
         if metadata.get("tied_head"):
             model.out_head.weight = model.tok_emb.weight
         load_weights(model, path)

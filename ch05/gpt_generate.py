@@ -3,7 +3,8 @@
 Holds the book's `generate`, how OpenAI's weights get into our model, and a command line
 that prints each token as soon as it is there, chosen by the `Sampler` of `decoding/`.
 Run it: `python -m ch05.gpt_generate --prompt "The river"` continues the text with the
-model that `python -m ch05.gpt_train` saved; `--model gpt2-small` takes OpenAI's.
+course's mini model; `--checkpoint runs/gpt2-nano` takes the one that
+`python -m ch05.gpt_train` saved, `--model gpt2-small` OpenAI's.
 
 Letters: B batch, T tokens, V vocabulary.
 """
@@ -23,8 +24,11 @@ from ch05.decoding.sampler import Sampler, add_sampler_options, sample, sampler_
 from ch05.device import ACCELERATORS, pick_device
 from ch05.gpt_download import download_and_load_gpt2
 from ch05.gpt_train import text_to_token_ids, token_ids_to_text
+from ch05.mini_model import load_mini_model
 
+# What `--model` offers, with OpenAI's name of the size; the first comes with the course
 MODELS = {
+    "gpt2-mini": None,
     "gpt2-small": "124M",
     "gpt2-medium": "355M",
     "gpt2-large": "774M",
@@ -178,6 +182,30 @@ def load_gpt2(name, models_dir):
     return model.eval(), config
 
 
+def load_pretrained(name, models_dir=None):
+    """Return (one of MODELS as GPTModel in eval mode, its config).
+
+    models_dir: where OpenAI's weights are kept (default: gpt2 in LLM_COURSE_DATA).
+    """
+    if MODELS[name] is None:
+        return load_mini_model()
+    return load_gpt2(name, models_dir or data_dir() / "gpt2")
+
+
+def load_pretrained_or_mini(name, models_dir=None):
+    """Return (name, model, config) as `load_pretrained` does, or the mini model.
+
+    The mini model takes the place of weights that cannot be had; a note says so.
+    """
+    try:
+        return name, *load_pretrained(name, models_dir)
+    except InputError as error:
+        if MODELS[name] is None:
+            raise
+        print(f"Note: {error}\nThe mini model takes the place of {name}.\n")
+    return "gpt2-mini", *load_mini_model()
+
+
 def main(gpt_config, input_prompt, model_size, device):
     """The book's run: 25 tokens from OpenAI's weights, kept in the folder gpt2."""
     _, params = download_and_load_gpt2(model_size, models_dir="gpt2")
@@ -216,12 +244,13 @@ def parse_args(argv=None):
     )
     add = parser.add_argument
     one_of = parser.add_mutually_exclusive_group().add_argument
-    one_of("--checkpoint", default="runs/gpt2-nano", metavar="PATH",
-        help="a run's folder, a checkpoint folder or a .safetensors file "
-        "(default: runs/gpt2-nano)")  # fmt: skip
-    one_of("--model", choices=MODELS, help="OpenAI's weights, downloaded if need be")
+    one_of("--checkpoint", metavar="PATH",
+        help="a run's folder, a checkpoint folder or a .safetensors file")  # fmt: skip
+    one_of("--model", choices=MODELS, default="gpt2-mini",
+        help="the course's mini model, or OpenAI's weights, downloaded if need be "
+        "(default: gpt2-mini)")  # fmt: skip
     add("--models-dir", metavar="DIR",
-        help="where --model keeps them (default: gpt2 in LLM_COURSE_DATA)")  # fmt: skip
+        help="where OpenAI's are kept (default: gpt2 in LLM_COURSE_DATA)")  # fmt: skip
     add("--prompt", help="text to continue (default: standard input)")
     add("--max-new-tokens", type=positive_int, default=50, help="(default: 50)")
     add("--seed", type=seed, default=123, help="of the drawing, with a temperature")
@@ -232,8 +261,8 @@ def parse_args(argv=None):
         args.sampler = sampler_from(args)
     except InputError as error:
         parser.error(str(error))
-    if args.models_dir is not None and not args.model:
-        parser.error("--models-dir is where the weights for --model are kept")
+    if args.models_dir is not None and MODELS[args.model] is None:
+        parser.error("--models-dir is where OpenAI's weights for --model are kept")
     return args
 
 
@@ -243,12 +272,11 @@ def cli(argv=None):
     with exit_on_input_error("gpt_generate"):
         prompt = read_prompt(args.prompt)
         device = pick_device(args.device)
-        if args.model:
-            models_dir = args.models_dir or data_dir() / "gpt2"
-            model, config = load_gpt2(args.model, models_dir)
-            model.to(device)
-        else:
+        if args.checkpoint:
             model, config = load_model(args.checkpoint, device)
+        else:
+            model, config = load_pretrained(args.model, args.models_dir)
+            model.to(device)
         tokenizer = get_tokenizer()
         if config["vocab_size"] != tokenizer.n_vocab:
             raise InputError(

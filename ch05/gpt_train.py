@@ -341,12 +341,12 @@ def cli(argv=None):
             val_loader,
             optimizer,
             device,
-            get_tokenizer(),
             args.out_dir,
             settings,
             num_epochs=args.epochs,
-            start_context=args.prompt,
             save_every=args.save_every,
+            tokenizer=get_tokenizer(),
+            start_context=args.prompt,
         )
         if checkpoint:
             training.restore(checkpoint)

@@ -150,9 +150,9 @@ def append_metrics(run_dir, record):
 class ResumableTraining:
     """One training run: what it trains on what, and how far it is.
 
-    settings: as given to `open_run`, among them eval_freq and eval_iter (as in
-    `train_model_simple`) and dtype ("fp32" or "bf16"). save_every: steps from one
-    checkpoint to the next.
+    settings: as given to `open_run`, among them eval_freq (as in `train_model_simple`)
+    and dtype ("fp32" or "bf16"). save_every: steps from one checkpoint to the next.
+    Another kind of training has its own `calc_loss`, `evaluate` and `end_epoch`.
     """
 
     model: nn.Module
@@ -161,12 +161,12 @@ class ResumableTraining:
     val_loader: DataLoader
     optimizer: torch.optim.Optimizer
     device: torch.device
-    tokenizer: object
     run_dir: Path
     settings: dict
     num_epochs: int
-    start_context: str
     save_every: int
+    tokenizer: object = None
+    start_context: str = ""  # of the sample after each epoch
 
     def __post_init__(self):
         self.position = {"epoch": 0, "batch": 0, "step": 0, "tokens_seen": 0}
@@ -227,23 +227,37 @@ class ResumableTraining:
     def _train_step(self, input_batch, target_batch):
         self.optimizer.zero_grad()
         with self.mixed_precision:
-            loss = calc_loss_batch(input_batch, target_batch, self.model, self.device)
+            loss = self.calc_loss(input_batch, target_batch)
         loss.backward()
         self.optimizer.step()
         self.position["step"] += 1
         self.position["batch"] += 1
         self.position["tokens_seen"] += input_batch.numel()
-        self.bar.update(input_batch.numel())
+        self.bar.update()
+
+    def calc_loss(self, input_batch, target_batch):
+        """The loss of one batch, a scalar tensor."""
+        return calc_loss_batch(input_batch, target_batch, self.model, self.device)
+
+    def evaluate(self):
+        """(training loss, validation loss), two floats."""
+        return evaluate_model(
+            self.model,
+            self.train_loader,
+            self.val_loader,
+            self.device,
+            self.settings["eval_iter"],
+        )
+
+    def end_epoch(self):
+        """Show what the model can do after an epoch."""
+        generate_and_print_sample(
+            self.model, self.tokenizer, self.device, self.start_context
+        )
 
     def _evaluate(self):
         with self.mixed_precision:
-            train_loss, val_loss = evaluate_model(
-                self.model,
-                self.train_loader,
-                self.val_loader,
-                self.device,
-                self.settings["eval_iter"],
-            )
+            train_loss, val_loss = self.evaluate()
         step, seconds = self.position["step"] - 1, self._seconds()
         if not math.isfinite(train_loss):
             raise InputError(f"the loss is {train_loss} at step {step}: lower --lr")
@@ -269,9 +283,7 @@ class ResumableTraining:
         self.position["epoch"] += 1
         self.position["batch"] = 0
         with tqdm.external_write_mode(file=sys.stdout), self.mixed_precision:
-            generate_and_print_sample(
-                self.model, self.tokenizer, self.device, self.start_context
-            )
+            self.end_epoch()
 
     def _checkpoint_is_due(self):
         return self.position["step"] % self.save_every == 0
@@ -299,14 +311,11 @@ class ResumableTraining:
         return time.perf_counter() - self.started
 
     def _progress_bar(self):
-        """Tokens done, time left, tokens per second; on stderr, only on a terminal."""
-        inputs, _ = self.train_loader.dataset[0]
-        tokens_per_batch = self.train_loader.batch_size * len(inputs)
+        """Steps done, time left, steps per second; on stderr, only on a terminal."""
         return tqdm(
-            total=self.num_epochs * len(self.train_loader) * tokens_per_batch,
-            initial=self.position["tokens_seen"],
-            unit="tok",
-            unit_scale=True,
+            total=self.num_epochs * len(self.train_loader),
+            initial=self.position["step"],
+            unit="step",
             dynamic_ncols=True,
             leave=False,
             disable=None,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ch02.cli import InputError, Parser, exit_on_input_error
+from ch02.cli import InputError, Parser, exit_on_input_error, positive_int
 from ch02.dataloader import get_tokenizer
 from ch05.checkpoint import latest_checkpoint, load_model, load_position, save_weights
 from ch05.decoding.sampler import Sampler, sample
@@ -43,9 +43,12 @@ SEED = 123
 TEMPLATE = Path(__file__).with_name("card-template.md")
 
 
-def step(module, *options):
+def step(module, *options, processes=1):
     """Run one command of the course; end with its exit code if it fails."""
     command = [sys.executable, "-m", module, *(str(option) for option in options)]
+    if processes > 1:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+        command[2:2] = [*torchrun, str(processes), "-m"]
     if code := subprocess.run(command).returncode:
         raise SystemExit(code)
 
@@ -156,13 +159,15 @@ def main(argv=None):
     add("--data", type=Path, default="gutenberg_tokens", help="(default: %(default)s)")
     add("--run-dir", type=Path, default=f"runs/{NAME}", help="(default: %(default)s)")
     add("--folder", type=Path, default=WEIGHTS.parent, help="(default: this one)")
+    add("--processes", type=positive_int, default=1,
+        help="that pretrain together: one per GPU or per CPU core")  # fmt: skip
     args, pretrain_options = parser.parse_known_args(argv)
     with exit_on_input_error("make"):
         if args.raw:
             step("ch05.gutenberg.prepare_dataset", "--raw", args.raw,
                  "--out-dir", args.data)  # fmt: skip
         step("ch05.gutenberg.pretrain", "--data", args.data, "--out-dir", args.run_dir,
-             "--resume", *pretrain_options)  # fmt: skip
+             "--resume", *pretrain_options, processes=args.processes)  # fmt: skip
         weights, comparison = args.folder / WEIGHTS.name, args.run_dir / "table.json"
         export_weights(args.run_dir, weights)
         step("ch05.gutenberg.compare", "--data", args.data, "--checkpoint", weights,
