@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -86,6 +87,7 @@ def describe(run_dir, data, comparison, folder):
         name=NAME,
         parameters=parameter_count(config),
         megabytes=(folder / WEIGHTS.name).stat().st_size / 1e6,
+        sha256=sha256((folder / WEIGHTS.name).read_bytes()).hexdigest(),
         train_books=books.count("train"),
         train_bytes=train["bytes"],
         train_tokens=train["tokens"],
