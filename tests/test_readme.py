@@ -58,7 +58,8 @@ def test_other_commands_name_things_that_exist():
             if command.startswith(("python -m ch", *NOT_HERE)) or not command:
                 continue
             program, *arguments = shlex.split(command)
-            assert program in {"python", "pytest", "jupyter", "ruff"}, command
+            programs = {"python", "pytest", "jupyter", "ruff", "torchrun"}
+            assert program in programs, command
             for argument in arguments:
                 if argument.endswith((".py", ".ipynb")):
                     assert (ROOT / argument).exists(), command
