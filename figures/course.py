@@ -9,7 +9,7 @@ from pathlib import Path
 from figures.svg import Figure
 
 ROOT = Path(__file__).parents[1]
-LIT = ["ch02", "ch03", "ch04", "ch05"]
+LIT = ["ch02", "ch03", "ch04", "ch05", "ch06"]
 
 # chapter, its subject's colour, what is built, what goes in → what comes out,
 # left edge, level, width
