@@ -652,8 +652,8 @@ def peak_of_training(config, batch_size, dtype):
 @pytest.mark.parametrize(
     ("shape", "batch_size", "dtype"),
     [
-        ({"emb_dim": 96, "n_layers": 4, "context_length": 64}, 4, "fp32"),
-        ({"emb_dim": 64, "n_layers": 2, "context_length": 64}, 6, "bf16"),
+        ({"emb_dim": 96, "n_heads": 4, "n_layers": 4, "context_length": 64}, 4, "fp32"),
+        ({"emb_dim": 64, "n_heads": 4, "n_layers": 2, "context_length": 64}, 6, "bf16"),
     ],
 )
 def test_memory_is_about_what_is_said(shape, batch_size, dtype):
