@@ -1,8 +1,7 @@
 """What appendix D adds to chapter 5's training loop: warm-up, cosine decay, clipping.
 
-`train_model` is `train_model_simple` with all three, under the book's signature. The
-notebook beside this file draws the schedules from the functions here and measures what
-each addition buys.
+`train_model` is `train_model_simple` with all three, under the book's signature. What
+each of them buys is not measured here.
 """
 
 import math

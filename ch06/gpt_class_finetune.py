@@ -2,8 +2,8 @@
 
 The book's functions and a command line around them: progress, metrics, plots,
 checkpoints, `--resume`. Reading a message whatever pads it is `classifier.py`. Run it:
-`python -m ch06.gpt_class_finetune` finetunes the mini model on the course's messages in
-about two minutes and prints its accuracy; `python -m ch06.classify "..."` then uses it.
+`python -m ch06.gpt_class_finetune` finetunes the mini model on the course's messages
+and prints its accuracy; `python -m ch06.classify "..."` then uses it.
 
 Letters: B batch, T tokens.
 """
@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ch02.cli import Parser, exit_on_input_error, positive_float, positive_int, seed
+from ch02.cli import (
+    InputError,
+    Parser,
+    exit_on_input_error,
+    positive_float,
+    positive_int,
+    seed,
+)
 from ch02.download import retrieve
 from ch05.device import ACCELERATORS
 from ch06.spam_data import unzip
@@ -31,7 +38,12 @@ def download_and_unzip_spam_data(url, zip_path, extracted_path, data_file_path):
         print(f"{data_file_path} is there already.")
         return
     retrieve(url, Path(zip_path))
-    os.replace(unzip(zip_path, extracted_path), data_file_path)
+    try:
+        unpacked = unzip(zip_path, extracted_path)
+    except InputError:
+        Path(zip_path).unlink(missing_ok=True)  # so that the next source is tried
+        raise
+    os.replace(unpacked, data_file_path)
 
 
 def create_balanced_dataset(df):

@@ -24,6 +24,7 @@ from ch05.device import pick_device, reuse_freed_memory
 from ch05.gpt_generate import generate, load_pretrained_or_mini
 from ch05.gpt_train import save_plot, text_to_token_ids, token_ids_to_text
 from ch05.resumable import ResumableTraining, open_run
+from ch06.finetuning import TEST_CONFIG
 from ch07.entries import load_entries, split
 from ch07.gpt_instruction_finetuning import (
     PROMPT_STYLES,
@@ -33,16 +34,6 @@ from ch07.gpt_instruction_finetuning import (
     extract_response,
 )
 
-# The book's test mode: fresh weights, too small to learn anything
-TEST_CONFIG = {
-    "vocab_size": 50257,
-    "context_length": 120,
-    "emb_dim": 12,
-    "n_heads": 2,
-    "n_layers": 1,
-    "drop_rate": 0.0,
-    "qkv_bias": False,
-}
 BOOK = {"epochs": 2, "learning_rate": 5e-5}
 MINI = {"epochs": 4, "learning_rate": 5e-4}
 RANK = 16  # of --lora, and its alpha: exercise 7.4
@@ -137,7 +128,7 @@ def finetune(args):
     path = out_dir / ANSWERS
     answer_all(parts[2], model, config, tokenizer, device, path, style)
     print(f"\nSaved in {out_dir}: {WEIGHTS}, {path.name}, metrics.jsonl, loss-plot.png")
-    print(f"Try: python -m ch07.ollama_evaluate --file-path {path}")
+    print(f'Try: python -m ch05.gpt_generate --checkpoint {out_dir} --prompt "..."')
 
 
 def create_loaders(parts, tokenizer, settings):

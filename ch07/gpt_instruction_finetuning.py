@@ -1,9 +1,9 @@
 """Finetune a pretrained GPT to follow instructions (chapter 7).
 
 The book's functions, those of its exercises, and a command line around them: progress,
-metrics, checkpoints, `--resume`. Judging the answers is `ollama_evaluate.py`. Run it:
+metrics, checkpoints, `--resume`. Judging the answers is not here. Run it:
 `python -m ch07.gpt_instruction_finetuning` finetunes the mini model on the course's
-instructions in about two minutes and writes its answers beside the expected ones.
+instructions and writes its answers beside the expected ones.
 
 Letters: B batch, T tokens.
 """
@@ -117,7 +117,7 @@ def extract_response(response_text, input_text):
 
 
 def main(test_mode=False):
-    """The book's run: the course's entries, the model of `--model`, two epochs."""
+    """A run with the defaults of the command line, under the book's signature."""
     cli(["--test-mode"] if test_mode else [])
 
 
@@ -139,7 +139,7 @@ def parse_args(argv=None):
     add("--mask-instructions", action="store_true",
         help="learn the responses only, not the prompts")  # fmt: skip
     add("--lora", action="store_true", help="train low-rank corrections (appendix E)")
-    add("--epochs", type=positive_int, help="(default: 2, of gpt2-mini more)")
+    add("--epochs", type=positive_int, help="(default: 2; 4 of gpt2-mini)")
     add("--batch-size", type=positive_int, default=8, help="(default: 8)")
     add("--max-length", type=positive_int,
         help="tokens of an entry that are used (default: the model's context)"

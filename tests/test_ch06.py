@@ -29,7 +29,7 @@ from ch05 import gpt_generate
 from ch05.checkpoint import load_model, save_weights
 from ch05.gpt_download import SETTINGS
 from ch05.gpt_generate import load_pretrained_or_mini
-from ch06 import classify, finetuning, spam_data
+from ch06 import classify, finetuning, gpt_class_finetune, spam_data
 from ch06.classifier import (
     GPTClassifier,
     as_classifier,
@@ -407,6 +407,27 @@ def test_the_collection_is_downloaded_once(collection, tmp_path, capsys):
         download_and_unzip_spam_data(*arguments, tmp_path / "collection", path)
     assert "is there already" in capsys.readouterr().out
     assert load_messages(path)["Label"].tolist() == ["ham", "spam"]
+
+
+def test_a_source_with_a_wrong_file_does_not_hide_the_next(
+    collection, tmp_path, monkeypatch
+):
+    """The first source answers with a web page, the second with the collection."""
+    monkeypatch.setenv("LLM_COURSE_DATA", str(tmp_path / "data"))
+    content = collection("SMSSpamCollection").read_bytes()
+    pages = {
+        "https://a.invalid/x": b"<html>log in</html>",
+        "https://b.invalid/x": content,
+    }
+
+    def retrieve(url, path):
+        if not path.is_file():  # as `retrieve` without a known hash
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pages[url])
+
+    monkeypatch.setattr(gpt_class_finetune, "retrieve", retrieve)
+    monkeypatch.setattr(spam_data, "UCI_URLS", tuple(pages))
+    assert len(load_messages("uci")) == 2
 
 
 def test_every_source_is_tried(tmp_path, monkeypatch):

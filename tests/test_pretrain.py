@@ -637,14 +637,16 @@ def peak_of_training(config, batch_size, dtype):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    changed = {"batch_size": batch_size, "micro_batch": batch_size, "dtype": dtype}
-    tokens = PlainTokens(ids.tolist())
-    run = training(Pretraining, tokens, config=config, **changed)
-    for _ in range(5):
-        run.train_step()
-    run.evaluate()
-    done.set()
-    watcher.join()
+    try:
+        changed = {"batch_size": batch_size, "micro_batch": batch_size, "dtype": dtype}
+        tokens = PlainTokens(ids.tolist())
+        run = training(Pretraining, tokens, config=config, **changed)
+        for _ in range(5):
+            run.train_step()
+        run.evaluate()
+    finally:  # or this process would never end
+        done.set()
+        watcher.join()
     return max(peaks)
 
 
