@@ -3,7 +3,8 @@
 `kind_of(entry)` recognises the kind of task by its wording; `check(entry, response)` is
 True or False, or None where no program can judge. Answers are computed from the task
 where that is possible. Case, outer quotes and a final full stop don't matter, unless
-they are the task. Reading a free text for its meaning is not done here.
+they are the task. Reading a free text for its meaning is left to a judge
+(`ollama_evaluate.py`).
 """
 
 import functools

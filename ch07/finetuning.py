@@ -128,7 +128,8 @@ def finetune(args):
     path = out_dir / ANSWERS
     answer_all(parts[2], model, config, tokenizer, device, path, style)
     print(f"\nSaved in {out_dir}: {WEIGHTS}, {path.name}, metrics.jsonl, loss-plot.png")
-    print(f'Try: python -m ch05.gpt_generate --checkpoint {out_dir} --prompt "..."')
+    print(f"Judge: python -m ch07.ollama_evaluate --file-path {path}")
+    print(f"Ask: python -m ch07.serve --checkpoint {out_dir}")
 
 
 def create_loaders(parts, tokenizer, settings):

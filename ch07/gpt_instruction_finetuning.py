@@ -1,7 +1,7 @@
 """Finetune a pretrained GPT to follow instructions (chapter 7).
 
 The book's functions, those of its exercises, and a command line around them: progress,
-metrics, checkpoints, `--resume`. Judging the answers is not here. Run it:
+metrics, checkpoints, `--resume`. Judging the answers is `ollama_evaluate.py`. Run it:
 `python -m ch07.gpt_instruction_finetuning` finetunes the mini model on the course's
 instructions and writes its answers beside the expected ones.
 

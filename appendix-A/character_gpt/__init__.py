@@ -1,0 +1,1 @@
+"""Appendix A, beyond the book: a GPT that reads and writes single characters."""
