@@ -102,7 +102,8 @@ def calc_accuracy_loader(data_loader, model, device, num_batches=None):
     for i, (input_batch, target_batch) in enumerate(data_loader):
         if i == num_batches:
             break
-        input_batch, target_batch = input_batch.to(device), target_batch.to(device)
+        input_batch = input_batch.to(device)
+        target_batch = target_batch.to(device)
         with torch.no_grad():
             logits = model(input_batch)[:, -1, :]  # (B, classes)
         correct += (logits.argmax(dim=-1) == target_batch).sum().item()
@@ -250,7 +251,12 @@ def parse_args(argv=None):
         )  # fmt: skip
     add("--epochs", type=positive_int, default=5, help="(default: 5)")
     add("--batch-size", type=positive_int, default=8, help="(default: 8)")
-    add("--lr", type=positive_float, help="learning rate of AdamW")
+    add("--lr", type=positive_float,
+        help="learning rate of AdamW (default: 5e-4 of gpt2-mini, else the book's 5e-5)"
+        )  # fmt: skip
+    add("--schedule", choices=("constant", "rise-and-fall"),
+        help="of the learning rate (default: rise-and-fall of gpt2-mini, else constant)"
+        )  # fmt: skip
     add("--eval-freq", type=positive_int, default=50, help="steps between evaluations")
     add("--seed", type=seed, default=123, help="of the new layer and the shuffling")
     add("--device", default="auto", help=f"auto, cpu, {', '.join(ACCELERATORS)}")

@@ -10,12 +10,14 @@ from functools import cache
 from itertools import pairwise
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from appendix_e.lora import LoRALayer
 from ch02.dataloader import (
     SimpleTokenizerV1,
     create_dataloader_v1,
@@ -34,6 +36,8 @@ from ch04 import gpt
 from ch04.gpt import GELU, GPT_CONFIG_124M, GPTModel, LayerNorm, TransformerBlock
 from ch05 import gpt_train
 from ch05.gpt_train import MODELS, create_loaders, train_model_simple
+from ch06.classifier import as_classifier
+from ch06.gpt_class_finetune import create_balanced_dataset, random_split
 
 FIGURES = json.loads((ROOT / "tests/book_figures.json").read_text("utf-8"))
 RECIPES = {}
@@ -641,3 +645,45 @@ def samples(output):
     """The lines a training run has written after each epoch."""
     lines = output.splitlines()
     return [line for line in lines if line.startswith("Every effort moves you")]
+
+
+# ---------------------------------------------------------------- chapter 6
+
+
+@figure("ch06.split.sizes", "ch06.batches")
+def sets_of_the_sms_collection():
+    """Only the numbers of ham and spam matter: 4,825 and 747 in the collection."""
+    labels = ["ham"] * 4825 + ["spam"] * 747
+    balanced = create_balanced_dataset(pd.DataFrame({"Label": labels}))
+    sets = random_split(balanced, 0.7, 0.1)
+    loaders = [DataLoader(sets[0], 8, drop_last=True)]
+    loaders += [DataLoader(part, 8) for part in sets[1:]]
+    return [len(part) for part in sets], [len(loader) for loader in loaders]
+
+
+@figure("ch06.pad_id", "ch06.prompt_ids")
+def ids_of_chapter_6():
+    tokenizer = get_tokenizer()
+    end = tokenizer.encode("<|endoftext|>", allowed_special={"<|endoftext|>"})
+    return end, [tokenizer.encode("Do you have time")]
+
+
+@figure("ch06.head.init")
+def a_new_head():
+    small = {**GPT_CONFIG_124M, "vocab_size": 10, "context_length": 4, "n_layers": 1}
+    gpt_model = GPTModel(small)
+    torch.manual_seed(123)
+    head = as_classifier(gpt_model, small).out_head
+    return {"w": head.weight[:, :3], "b": head.bias}
+
+
+# ---------------------------------------------------------------- appendix E
+
+
+@figure("appE.lora.init", "appE.lora.scaling")
+def a_lora_layer():
+    torch.manual_seed(123)
+    layer = LoRALayer(4, 3, rank=2, alpha=8)
+    start = {"A": layer.A.tolist(), "B": layer.B.tolist()}
+    nn.init.ones_(layer.B)
+    return start, layer(torch.ones(1, 4))

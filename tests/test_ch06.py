@@ -454,8 +454,8 @@ def finetune(*options):
 
 def run_options(messages_file, out_dir):
     return ["--data", messages_file, "--out-dir", out_dir, "--epochs", 5,
-            "--trainable", "all", "--lr", 1e-2, "--batch-size", 4, "--eval-freq", 3,
-            "--save-every", 2]  # fmt: skip
+            "--trainable", "all", "--lr", 2e-2, "--schedule", "rise-and-fall",
+            "--batch-size", 4, "--eval-freq", 3, "--save-every", 2]  # fmt: skip
 
 
 @pytest.fixture
@@ -531,7 +531,8 @@ def test_a_run_is_that_of_the_books_function(finished, messages_file, tmp_path):
     )
     torch.manual_seed(123)
     model = as_classifier(gpt, TEST_CONFIG)
-    optimizer = torch.optim.AdamW(train_only(model, "all"), lr=1e-2, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(train_only(model, "all"), lr=2e-2, weight_decay=0.1)
+    finetuning.rise_and_fall(optimizer, 60)
     torch.manual_seed(123)
     train_losses, val_losses, train_accs, val_accs, _ = train_classifier_simple(
         model, train_loader, val_loader, optimizer, CPU, 5, 3, 5
@@ -545,11 +546,17 @@ def test_a_run_is_that_of_the_books_function(finished, messages_file, tmp_path):
     assert [r["train_accuracy"] for r in accuracies] == train_accs
     assert [r["val_accuracy"] for r in accuracies] == val_accs
     assert [r["epoch"] for r in accuracies] == [1, 2, 3, 4, 5]
+    # Sixty steps: up over the first six, then down
+    for record in losses:
+        done = record["step"] + 1
+        rate = 2e-2 * min((done + 1) / 6, (60 - done) / 54)
+        assert record["learning_rate"] == pytest.approx(rate)
 
 
 def test_resuming_another_run_is_refused(finished, messages_file, capsys):
     options = run_options(messages_file, finished)
-    for change in (("--lr", 1e-3), ("--seed", 7), ("--trainable", "head")):
+    for change in (("--lr", 1e-3), ("--seed", 7), ("--trainable", "head"),
+                   ("--schedule", "constant"), ("--epochs", 6)):  # fmt: skip
         assert finetune(*options, *change, "--resume") == 2
         assert "cannot resume" in capsys.readouterr().err
 

@@ -196,7 +196,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
         for id_, figure in BOOK_FIGURES.items()
         if id_[:4] != "ch02"  # has examples of its own
         and not figure.get("verdict")
-        # Exercises and scripts have a place of their own
+        # Exercises, scripts, downloaded data and weights have a place of their own
         and (figure["section"][0].isdigit() or figure["section"] == "gpt.py")
     ],
 )

@@ -14,6 +14,7 @@ NOT_HERE = ("git ", "cd ", "pip ", "uv sync", "source ", "python -m venv")
 SHORTER = {
     "ch05.gpt_train": ["--epochs", "1"],
     "ch05.gpt_generate": ["--max-new-tokens", "3"],
+    "ch06.gpt_class_finetune": ["--epochs", "1"],
 }
 
 
