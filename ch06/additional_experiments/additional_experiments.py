@@ -2,8 +2,8 @@
 
 Every experiment is chapter 6's run with one thing different, repeated under several
 seeds; results go to results.json, one record each, and what is there is not run again.
-Run it: `python -m ch06.additional_experiments.additional_experiments` (the mini model,
-about half an hour on two CPU cores), then it prints the table of `summary`.
+Run it: `python -m ch06.additional_experiments.additional_experiments NAME` finetunes
+the mini model as often as is missing, then prints the table of `summary`.
 """
 
 import functools
@@ -54,7 +54,7 @@ class Experiment:
     learning_rate: float = MINI["learning_rate"]
     schedule: str = MINI["schedule"]
     pretrained: bool = True
-    read_first: bool = False  # all messages, as a language model
+    read_first: bool = False  # as a language model, all but those measured on
     causal: bool = True
     pad_to: int | None = None  # tokens (default: the longest message)
     batch_size: int = BATCH_SIZE  # at a time; a step has 8 messages in any case
